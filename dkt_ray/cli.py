@@ -1,0 +1,104 @@
+"""The `dkt` command: one subcommand per job; `jobs/NAME.py` calls the same table.
+
+A job reads its config, logs to stderr, and prints one JSON object as the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from dkt_ray import __version__, log
+from dkt_ray.config import Config, parse
+from dkt_ray.errors import DktError
+
+logger = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+    """Where a job lives: `module` holds the function `run(config)` and the config class."""
+
+    summary: str
+    module: str
+    config: str
+    uses_ray: bool
+
+
+JOBS: Final = {
+    "simulate": Job("make a learning platform's logs", "pipelines.simulate", "SimulateConfig", False),
+    "prepare": Job("validate, order and encode interaction logs", "pipelines.prepare", "PrepareConfig", True),
+    "tune": Job(
+        "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", True
+    ),
+    "ensemble": Job("weigh the families by their out-of-fold predictions", "pipelines.blend", "EnsembleConfig", True),
+    "evaluate": Job(
+        "print the out-of-fold table, or open the test vault (final=true)",
+        "pipelines.evaluate",
+        "EvaluateConfig",
+        False,
+    ),
+    "publish": Job("make a bundle of a run and put it into the registry", "pipelines.publish", "PublishConfig", False),
+    "registry": Job("list, verify, promote or roll back bundles", "pipelines.registry", "RegistryConfig", False),
+    "rollout": Job("replace the served bundle without losing a request", "serving.rollout", "RolloutConfig", True),
+    "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", True),
+    "demo": Job("the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", True),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; returns the exit code: 0 done, 2 wrong input (one clear message), 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"dkt {__version__}\n")
+        return 0
+    name = arguments[0]
+    if name not in JOBS:
+        sys.stderr.write(f"dkt: no job {name!r}; jobs: {', '.join(JOBS)}\n")
+        return 2
+    return run_job(name, arguments[1:])
+
+
+def run_job(name: str, argv: Sequence[str]) -> int:
+    """Parse a job's settings, connect to Ray where the job needs it, run it, print its result."""
+    job = JOBS[name]
+    module = importlib.import_module(f"dkt_ray.{job.module}")
+    config_class: type[Config] = getattr(module, job.config)
+    try:
+        config = parse(config_class, argv, f"dkt {name}", job.summary)
+        log.configure()
+        if job.uses_ray:
+            from dkt_ray import session
+
+            session.connect()
+        result = module.run(config)
+    except DktError as error:
+        sys.stderr.write(f"dkt {name}: {type(error).__name__}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"dkt {name}: interrupted\n")
+        return 130
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, JOBS))
+    lines = [f"  {name:<{width}}  {job.summary}" for name, job in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: dkt JOB [--config FILE] [--set KEY=VALUE ...]",
+            "",
+            *lines,
+            "",
+            "dkt JOB --help lists its settings",
+            "",
+        ]
+    )

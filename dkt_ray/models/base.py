@@ -1,0 +1,84 @@
+"""What a model family is: a config, a fitted `Model` that scores rows, and one `ModelSpec` line in the catalog."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from dkt_ray.config import Config
+from dkt_ray.features.batch import Rows
+
+Probabilities = npt.NDArray[np.float64]
+
+
+class ModelConfig(Config):
+    """Settings that every family has; a family's own config extends it."""
+
+    seed: int = 0
+
+
+class Model(ABC):
+    """A fitted model: pure, deterministic, reads nothing but its arguments."""
+
+    config: ModelConfig
+
+    @abstractmethod
+    def score(self, past: Rows, targets: Rows) -> Probabilities:
+        """Probability of a right answer for each target row.
+
+        Args:
+            past: encoded histories of U users.
+            targets: rows of the same U users; each reads its `visible` past rows, never another target. Pass `past`
+                itself to score every row of the histories.
+
+        Returns:
+            [targets.rows] probabilities, equal to scoring each target alone.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model into an existing, empty folder (safetensors, JSON, LightGBM text; never pickle)."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """Read back what `save` wrote; scores are bit-equal."""
+
+
+# A search space is plain data; training/tuning.py translates it to Optuna.
+@dataclass(frozen=True)
+class Between:
+    """A number between two bounds (both included)."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    values: tuple[Any, ...]
+
+
+Space = Mapping[str, Between | Choice]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One line of the catalog: everything that the rest of the system needs to know of a family."""
+
+    view: Literal["table", "sequence"]  # which trainer fits it
+    config: type[ModelConfig]
+    model: type[Model]
+    space: Space
+
+    kinds: ClassVar[tuple[str, ...]] = ("table", "sequence")

@@ -1,0 +1,245 @@
+"""The encoder sees no future, and batch, prefix, single and many-target calls agree bit for bit."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dkt_ray.data.history import Coded, Histories, Targets
+from dkt_ray.features import student
+from dkt_ray.features.batch import Rows
+from dkt_ray.features.encoder import EncoderConfig, EncoderState, count, encode, fit
+from dkt_ray.schema import UNKNOWN
+
+SWITCHES = list(itertools.product(("shown", "submitted"), ("none", "test_run"), (True, False)))
+switches = pytest.mark.parametrize(("timestamp_is", "bundle", "timed"), SWITCHES)
+QUESTIONS = [f"A{head:03d}{mid:03d}{tail:03d}" for head in (10, 20) for mid in (1, 2, 3) for tail in (1, 2)] + [
+    "free",
+    "x",
+]
+CONCEPTS = ["", "7", "7_9", "11", "11_7_9"]
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def random_histories(seed: int, users: int, longest: int = 14, timed: bool = True) -> Histories:
+    """Few questions, so that ids repeat; equal times, hidden answers, empty histories and missing tests occur."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, longest, users)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = int(offsets[-1])
+    question = rng.integers(0, len(QUESTIONS), rows)
+    time = np.concatenate([np.cumsum(rng.choice([0, 800, 40_000, 10**7], n)) for n in lengths] or [[]])
+    return Histories(
+        np.array([f"u{i}" for i in range(users)], object),
+        offsets,
+        Coded.of([QUESTIONS[q] for q in question]),
+        Coded.of(["" if q % 5 == 4 else f"t{q // 4}" for q in question]),
+        Coded.of([CONCEPTS[q % 5] for q in question]),
+        rng.choice([0, 1, UNKNOWN], rows, p=[0.4, 0.5, 0.1]).astype(np.int8),
+        (10**12 + time).astype(np.int64) if timed else None,
+    )
+
+
+def fitted(timestamp_is: str, bundle: str, timed: bool) -> EncoderState:
+    train = random_histories(5, 40, timed=timed)
+    config = EncoderConfig(timestamp_is=timestamp_is, bundle=bundle, use_time=timed, min_count=3)
+    return fit([count(train, (np.arange(40) % 3).astype(np.int8))], config)
+
+
+def same(left: Rows, right: Rows, rows: slice = slice(None)) -> None:
+    """Bit-equal in everything that a model may read."""
+    for name in left.ids:
+        np.testing.assert_array_equal(left.ids[name][rows], right.ids[name][rows], err_msg=name)
+    for column, name in enumerate(student.NUMBER_NAMES):
+        np.testing.assert_array_equal(left.numbers[rows, column], right.numbers[rows, column], err_msg=name)
+    for name in ("concepts", "position", "visible"):
+        np.testing.assert_array_equal(getattr(left, name)[rows], getattr(right, name)[rows], err_msg=name)
+
+
+def perturbed(histories: Histories, row: int, rng: np.random.Generator, bundle: str, timestamp_is: str) -> Histories:
+    """Change everything that `row` (of the only user) must not see."""
+    rows = histories.rows
+    visible_until = row
+    if bundle == "test_run":
+        tests = histories.test.strings()
+        while visible_until > 0 and tests[visible_until - 1] == tests[row] != "":
+            visible_until -= 1
+    correct = histories.correct.copy()
+    correct[visible_until:] = rng.choice([0, 1, UNKNOWN], rows - visible_until)
+    later = np.arange(rows) > row
+    question = histories.question.strings()
+    question[later] = rng.choice(QUESTIONS, later.sum())
+    test, concepts = histories.test.strings(), histories.concepts.strings()
+    test[later] = rng.choice(["t0", "t9", ""], later.sum())
+    concepts[later] = rng.choice(CONCEPTS, later.sum())
+    timestamp = histories.timestamp
+    if timestamp is not None:
+        timestamp = timestamp.copy()
+        hidden_time = later if timestamp_is == "shown" else np.arange(rows) >= row
+        timestamp[hidden_time] += rng.integers(1, 10**9)
+    return Histories(
+        histories.users, histories.offsets, Coded.of(question), Coded.of(test), Coded.of(concepts), correct, timestamp
+    )
+
+
+def check_no_future(state: EncoderState, seed: int, timed: bool) -> None:
+    rng = np.random.default_rng(seed)
+    histories = random_histories(seed, 1, timed=timed)
+    if not histories.rows:
+        return
+    before = encode(histories, None, state).past
+    row = int(rng.integers(histories.rows))
+    changed = perturbed(histories, row, rng, state.config.bundle, state.config.timestamp_is)
+    after = encode(changed, None, state).past
+    same(before, after, slice(row, row + 1))
+    if state.config.bundle == "none":  # with bundles, earlier rows of the same run lose nothing either
+        same(before, after, slice(0, row + 1) if state.config.timestamp_is == "shown" else slice(0, row))
+
+
+@switches
+@given(SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_no_feature_sees_the_future(timestamp_is: str, bundle: str, timed: bool, seed: int) -> None:
+    check_no_future(fitted(timestamp_is, bundle, timed), seed, timed)
+
+
+@switches
+@given(SEEDS, st.integers(0, 14))
+@settings(max_examples=30, deadline=None)
+def test_prefix_of_the_encoding_is_the_encoding_of_the_prefix(
+    timestamp_is: str, bundle: str, timed: bool, seed: int, length: int
+) -> None:
+    state = fitted(timestamp_is, bundle, timed)
+    histories = random_histories(seed, 1, timed=timed)
+    prefix = histories.head(np.minimum(histories.lengths, length))
+    same(encode(histories, None, state).past, encode(prefix, None, state).past, slice(0, prefix.rows))
+
+
+@switches
+@given(SEEDS)
+@settings(max_examples=25, deadline=None)
+def test_a_batch_of_students_equals_each_student_alone(timestamp_is: str, bundle: str, timed: bool, seed: int) -> None:
+    state = fitted(timestamp_is, bundle, timed).excluding(1)
+    histories = random_histories(seed, 5, timed=timed)
+    together = encode(histories, None, state).past
+    for user in range(5):
+        alone = encode(histories.select(np.array([user])), None, state).past
+        start, stop = histories.offsets[user : user + 2]
+        same(together.take(np.arange(start, stop), np.array([0, stop - start])), alone)
+
+
+@switches
+@given(SEEDS)
+@settings(max_examples=25, deadline=None)
+def test_many_targets_equal_each_alone_and_the_appended_row(
+    timestamp_is: str, bundle: str, timed: bool, seed: int
+) -> None:
+    state = fitted(timestamp_is, bundle, timed)
+    histories = random_histories(seed, 3, timed=timed)
+    rng = np.random.default_rng(seed)
+    asked = rng.integers(0, len(QUESTIONS), 12)
+    time = 10**12 + 10**9 + rng.integers(0, 10**6, 12) if timed else None
+    targets = Targets(
+        np.array([0, 5, 5, 12]),
+        Coded.of([QUESTIONS[q] for q in asked]),
+        Coded.of([f"t{q // 4}" for q in asked]),
+        Coded.of([CONCEPTS[q % 5] for q in asked]),
+        time,
+    )
+    many = encode(histories, targets, state).targets
+    assert many is not None
+    for index in range(12):
+        user = int(np.searchsorted(targets.offsets, index, "right") - 1)
+        one = histories.select(np.array([user]))
+        appended = Histories(
+            one.users,
+            np.array([0, one.rows + 1]),
+            Coded.of([*one.question.strings(), targets.question.strings()[index]]),
+            Coded.of([*one.test.strings(), targets.test.strings()[index]]),
+            Coded.of([*one.concepts.strings(), targets.concepts.strings()[index]]),
+            np.append(one.correct, np.int8(UNKNOWN)),
+            None if time is None or one.timestamp is None else np.append(one.timestamp, time[index]),
+        )
+        last = encode(appended, None, state).past.take(np.array([one.rows]), np.array([0, 1]))
+        single = targets_at(targets, index)
+        alone = encode(one, single, state).targets
+        assert alone is not None
+        same(many.take(np.array([index]), np.array([0, 1])), last)
+        same(alone, last)
+
+
+def targets_at(targets: Targets, index: int) -> Targets:
+    """One of the targets, for one user."""
+    pick = np.array([index])
+    time = None if targets.timestamp is None else targets.timestamp[pick]
+    columns = (targets.question, targets.test, targets.concepts)
+    return Targets(np.array([0, 1]), *(column.take(pick) for column in columns), time)
+
+
+# Tests of the tests: leaks that the property above must catch.
+
+
+def _reads_current_answer(past: student.Past) -> np.ndarray:
+    row = np.minimum(past.query_start + past.query_visible, len(past.correct) - 1)
+    return past.correct[row].astype(float)
+
+
+def _mean_over_whole_history(past: student.Past) -> np.ndarray:
+    lengths = np.diff(past.offsets)
+    total = np.add.reduceat(np.append(past.correct, 0).astype(float), past.offsets[:-1])
+    return np.repeat(np.where(lengths > 0, total / np.maximum(lengths, 1), 0), np.diff(past.query_offsets))
+
+
+def _own_time(past: student.Past) -> np.ndarray:
+    assert past.timestamp is not None
+    row = np.minimum(past.query_start + past.query_visible, len(past.timestamp) - 1)
+    return (past.timestamp[row] % 10**6).astype(float)
+
+
+def _bundle_mates_answer(past: student.Past) -> np.ndarray:
+    row = np.arange(len(past.query_visible))  # queries are the past rows here: reads the row before, visible or not
+    return np.where(row > 0, past.correct[np.maximum(row - 1, 0)], -1).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("leak", "timestamp_is", "bundle"),
+    [
+        (_reads_current_answer, "shown", "none"),
+        (_mean_over_whole_history, "shown", "none"),
+        (_own_time, "submitted", "none"),
+        (_bundle_mates_answer, "shown", "test_run"),
+    ],
+)
+def test_planted_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, leak, timestamp_is: str, bundle: str) -> None:
+    state = fitted(timestamp_is, bundle, True)
+    for seed in range(60):
+        check_no_future(state, seed, True)  # clean as it is
+    planted = (*student.FEATURES[:-1], student.Feature("user_count", leak, "a planted leak"))
+    monkeypatch.setattr(student, "FEATURES", planted)
+
+    def search() -> None:
+        for seed in range(60):
+            check_no_future(state, seed, True)
+
+    with pytest.raises(AssertionError):
+        search()
+
+
+def test_no_statistic_of_a_fold_reaches_its_rows() -> None:
+    """A canary user of fold 1 answers a question that nobody else gets right: only fold 1's own rows may not know."""
+    train = random_histories(5, 40)
+    fold = (np.arange(40) % 3).astype(np.int8)
+    flipped = dataclasses.replace(
+        train, correct=np.where(np.repeat(fold, train.lengths) == 1, 1, train.correct).astype(np.int8)
+    )
+    config = EncoderConfig(min_count=1)
+    before, after = (fit([count(h, fold)], config) for h in (train, flipped))
+    probe = random_histories(9, 6)
+    same(encode(probe, None, before.excluding(1)).past, encode(probe, None, after.excluding(1)).past)
+    changed = (
+        encode(probe, None, before.excluding(0)).past.numbers != encode(probe, None, after.excluding(0)).past.numbers
+    )
+    assert changed.any(), "the canary must be visible from other folds, or this test proves nothing"

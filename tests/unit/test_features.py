@@ -1,0 +1,150 @@
+"""Features on hand-made rows, the fitted state, and the form of ids."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dkt_ray.data.history import Coded, Histories
+from dkt_ray.errors import BundleError, InputError
+from dkt_ray.features.batch import UNKNOWN_ID
+from dkt_ray.features.difficulty import count, merge
+from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit, moments
+from dkt_ray.features.structure import consistent, decompose, implied_test
+from dkt_ray.features.student import FEATURES, NUMBER_NAMES
+from dkt_ray.schema import UNKNOWN
+
+
+def history(answers: list[int], questions: list[str], concepts: list[str], seconds: list[float]) -> Histories:
+    rows = len(answers)
+    return Histories(
+        np.array(["u"], object),
+        np.array([0, rows]),
+        Coded.of(questions),
+        Coded.constant("t", rows),
+        Coded.of(concepts),
+        np.array(answers, np.int8),
+        (np.array(seconds) * 1000).astype(np.int64),
+    )
+
+
+SIX = history([1, 0, 1, UNKNOWN, 1, 0], list("abacab"), ["1", "2", "1", "1_2", "1", "2"], [0, 10, 15, 20, 80, 1e6])
+
+
+def column(histories: Histories, name: str, **config: object) -> np.ndarray:
+    state = fit([count(histories, np.zeros(len(histories.users), np.int8))], EncoderConfig(min_count=1, **config))
+    return encode(histories, None, state).past.numbers[:, NUMBER_NAMES.index(name)]
+
+
+def test_running_counts_by_hand() -> None:
+    np.testing.assert_allclose(np.expm1(column(SIX, "user_count")), range(6), atol=1e-6)
+    np.testing.assert_allclose(np.expm1(column(SIX, "user_question_count")), [0, 0, 1, 0, 2, 1], atol=1e-6)
+    # row 3 has concepts 1 and 2: two earlier rows of concept 1 and one of concept 2
+    np.testing.assert_allclose(np.expm1(column(SIX, "user_concept_count")), [0, 0, 1, 3, 3, 2], atol=1e-6)
+
+
+def test_running_log_odds_by_hand() -> None:
+    rate = (3 + 1) / (5 + 2)  # 3 of 5 known answers are right
+    right, graded = np.array([0, 1, 1, 2, 2, 3]), np.array([0, 1, 2, 3, 3, 4])
+    expected = np.log((right + 2 * rate) / (graded - right + 2 * (1 - rate)))
+    np.testing.assert_allclose(column(SIX, "user_log_odds"), expected, rtol=1e-6)
+    np.testing.assert_allclose(column(SIX, "recent_5_log_odds"), expected, rtol=1e-6)
+
+
+def test_times_by_hand() -> None:
+    submitted = column(SIX, "previous_elapsed_log")
+    np.testing.assert_allclose(submitted, [-1, -1, *np.log1p([10, 5, 5, 60])], rtol=1e-6)
+    assert (column(SIX, "lag_log") == -1).all(), "with `submitted` a row does not know its own time"
+    np.testing.assert_allclose(
+        column(SIX, "lag_log", timestamp_is="shown"), [-1, *np.log1p([10, 5, 5, 60, 1e6 - 80])], rtol=1e-6
+    )
+    assert (column(SIX, "lag_log", timestamp_is="shown", use_time=False) == -1).all()
+
+
+def test_difficulty_backs_off_from_question_to_overall() -> None:
+    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1, smoothing=10))
+    unseen = history([1, 1], ["new", "new"], ["nowhere", "1"], [0, 1])
+    rows = encode(unseen, None, state).past
+    overall = np.log(state.base_rate / (1 - state.base_rate))
+    named = dict(zip(NUMBER_NAMES, rows.numbers.T, strict=True))
+    assert named["concept_log_odds"][0] == pytest.approx(overall)  # unknown concept and head: the overall rate
+    concept = (3 + 10 * state.base_rate) / (3 + 10)  # concept 1: rows 0, 2, 4, all right; row 3 is hidden
+    assert named["concept_log_odds"][1] == pytest.approx(np.log(concept / (1 - concept)))
+    test = (3 + 10 * concept) / (5 + 10)
+    assert named["question_log_odds"][1] == named["test_log_odds"][1] == pytest.approx(np.log(test / (1 - test)))
+    assert (rows.ids["question"] == UNKNOWN_ID).all()
+
+
+def test_rare_ids_become_unknown_and_known_ids_never_do() -> None:
+    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=2))
+    ids = encode(SIX, None, state).past.ids["question"]
+    np.testing.assert_array_equal(ids == UNKNOWN_ID, [q == "c" for q in "abacab"])
+    assert ids.max() < state.sizes["question"]
+
+
+def test_test_users_are_not_counted_and_counts_add_up() -> None:
+    pair = Histories(
+        np.array(["u", "v"], object), np.array([0, 2, 4]), Coded.of(list("abab")), Coded.constant("", 4),
+        Coded.constant("", 4), np.array([1, 0, 1, 1], np.int8),
+    )  # fmt: skip
+    both = count(pair, np.array([0, 1], np.int8))
+    assert count(pair, np.array([0, -1], np.int8)).to_table().equals(both.without(1).to_table())
+    halves = [count(pair.select(np.array([u])), np.array([u], np.int8)) for u in (1, 0)]
+    assert merge(halves).to_table().equals(both.to_table())
+
+
+def test_state_round_trip(tmp_path: Path) -> None:
+    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1))
+    state = state.with_scaler(moments(encode(SIX, None, state).past))
+    state.save(tmp_path)
+    loaded = EncoderState.load(tmp_path)
+    assert loaded.digest == state.digest
+    assert loaded.sizes == state.sizes
+    np.testing.assert_array_equal(encode(SIX, None, loaded).past.numbers, encode(SIX, None, state).past.numbers)
+    text = (tmp_path / "state.json").read_text()
+    (tmp_path / "state.json").write_text(text.replace('"version": 1', '"version": 0'))
+    with pytest.raises(BundleError, match="version"):
+        EncoderState.load(tmp_path)
+
+
+def test_scaler_is_mean_and_standard_deviation_and_adds_up_exactly() -> None:
+    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1))
+    rows = encode(SIX, None, state).past
+    whole = moments(rows)
+    parts = [moments(rows.take(np.array(part), np.array([0, len(part)]))) for part in ([0, 1], [2, 3, 4, 5])]
+    np.testing.assert_array_equal((parts[0] + parts[1]).squares, whole.squares)
+    scaled = state.with_scaler(whole)
+    np.testing.assert_allclose(scaled.mean, rows.numbers.mean(0), atol=1e-3)
+    np.testing.assert_allclose(scaled.std, rows.numbers.std(0), atol=1e-2)
+
+
+def test_nothing_to_learn_from_is_said() -> None:
+    hidden = history([UNKNOWN], ["a"], ["1"], [0])
+    with pytest.raises(InputError, match="no known answer"):
+        fit([count(hidden, np.zeros(1, np.int8))], EncoderConfig())
+
+
+def test_requests_get_test_and_concepts_of_known_questions_and_the_form_of_unknown_ones() -> None:
+    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1))
+    test, concepts = state.describe(Coded.of(["a", "c", "A050060007", "zz"]))
+    assert test.strings().tolist() == ["t", "t", "A050000060", ""]
+    assert concepts.strings().tolist() == ["1", "1_2", "", ""]
+    given_test, _ = state.describe(Coded.of(["zz", "a"]), Coded.of(["mine", ""]))
+    assert given_test.strings().tolist() == ["mine", "t"]
+
+
+def test_id_decomposition() -> None:
+    ids = np.array(["A050060007", "q12", "A05006000x"], object)
+    parts = decompose(ids)
+    assert {name: column[0] for name, column in parts.items()} == {
+        "head": "050", "mid": "060", "tail": "007", "mid_tail": "060007", "head_tail": "050007", "paper": "050060",
+    }  # fmt: skip
+    assert all(column[1] == column[2] == "" for column in parts.values())
+    assert implied_test(ids).tolist() == ["A050000060", "", ""]
+    assert consistent(ids, np.array(["A050000060", "b9", "?"], object)).all()
+    assert not consistent(ids[:1], np.array(["A050000061"], object)).any()
+
+
+def test_every_feature_has_a_name_of_its_own_and_a_doc() -> None:
+    assert len(set(NUMBER_NAMES)) == len(FEATURES) >= 12
+    assert all(feature.doc for feature in FEATURES)
