@@ -54,6 +54,8 @@ def load(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] 
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
             raise ConfigError(f"--config {path}: no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {path}: cannot be read as a YAML file: {error}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"--config {path}: not valid YAML: {error}") from None
         if not isinstance(values, dict):
