@@ -1,0 +1,81 @@
+"""The work on one bucket of users, as pure functions: rows are dealt to buckets, a bucket's shards become histories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from dkt_ray.data.history import Coded, Histories
+from dkt_ray.data.splits import bucket_of
+
+
+class Merged(NamedTuple):
+    """A bucket's users, in the order of their names."""
+
+    histories: Histories
+    duplicates: int  # dropped rows
+
+
+def deal(good: pl.DataFrame, source: int, buckets: int) -> dict[int, pa.Table]:
+    """Split validated rows of one source into the buckets of their users.
+
+    Args:
+        good: rows as `parse.parse` gives them.
+        source: place of the source among the inputs; rows remember it for the total order.
+        buckets: number of buckets, a power of two.
+
+    Returns:
+        bucket -> its rows (a shard); buckets without rows are absent.
+    """
+    dealt = good.with_columns(
+        pl.lit(source, pl.Int32).alias("source"),
+        pl.Series("bucket", bucket_of(good["user"].to_arrow(), buckets), pl.Int64),
+    )
+    parts = dealt.partition_by("bucket", include_key=False, as_dict=True)
+    return {int(key[0]): part.to_arrow() for key, part in parts.items()}
+
+
+def merge(shards: Sequence[pa.Table], timed: bool) -> Merged:
+    """Merge the shards of one bucket, in any order.
+
+    Rows follow the total order (user, timestamp, source, row). A row is a duplicate when an earlier one equals it in
+    all six columns, timestamp included; without timestamps none is, as a repeated answer then looks the same.
+    """
+    columns = ["user", "question", "test", "concepts", "correct", *(["timestamp"] if timed else []), "source", "row"]
+    if not shards:
+        return Merged(_empty(timed), 0)
+    frame = pl.concat([pl.DataFrame(shard).select(columns) for shard in shards])
+    ordered = frame.sort(["user", *(["timestamp"] if timed else []), "source", "row"])
+    kept = ordered.unique(columns[:-2], keep="first", maintain_order=True) if timed else ordered
+    return Merged(_histories(kept, timed), len(frame) - len(kept))
+
+
+def _histories(rows: pl.DataFrame, timed: bool) -> Histories:
+    """Histories of rows that are grouped by user."""
+    runs = rows["user"].rle().struct.unnest()
+    return Histories(
+        users=runs["value"].to_numpy().astype(object),
+        offsets=np.concatenate([[0], np.cumsum(runs["len"].to_numpy())]).astype(np.int64),
+        question=Coded.of(rows["question"].to_arrow()),
+        test=Coded.of(rows["test"].to_arrow()),
+        concepts=Coded.of(rows["concepts"].to_arrow()),
+        correct=rows["correct"].to_numpy(),
+        timestamp=rows["timestamp"].to_numpy() if timed else None,
+    )
+
+
+def _empty(timed: bool) -> Histories:
+    nothing = Coded(np.empty(0, np.int32), np.empty(0, object))
+    return Histories(
+        users=np.empty(0, object),
+        offsets=np.zeros(1, np.int64),
+        question=nothing,
+        test=nothing,
+        concepts=nothing,
+        correct=np.empty(0, np.int8),
+        timestamp=np.empty(0, np.int64) if timed else None,
+    )

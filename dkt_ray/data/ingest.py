@@ -1,0 +1,243 @@
+"""(Ray) From input files to shards: a read task validates one source and deals its rows to the buckets of their users.
+
+Shards have deterministic names, so a retried task overwrites what its first attempt wrote.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import ray.data
+from pydantic import Field, field_validator
+
+from dkt_ray import errors
+from dkt_ray.config import Config
+from dkt_ray.data import reader
+from dkt_ray.data.buckets import deal
+from dkt_ray.data.parse import locate, parse
+from dkt_ray.errors import DktError, InputError
+from dkt_ray.log import progress
+from dkt_ray.schema import RAW_COLUMNS, UNKNOWN
+from dkt_ray.storage import Store, list_inputs
+
+logger = logging.getLogger(__name__)
+
+BUCKET_BYTES: Final = 64 << 20  # CSV text of one bucket, about a million interactions
+FEWEST_BUCKETS, MOST_BUCKETS = 4, 4096
+SHOWN: Final = 100  # characters of a bad line in a message
+
+Task = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class DataConfig(Config):
+    """Where the interaction logs are and how to read them."""
+
+    path: str
+    """A file, folder or glob of .csv, .csv.gz or .parquet, local or on s3://."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns with other names than the six-column schema's, e.g. {user: student_id}."""
+    max_rejected: float = Field(0.01, ge=0, le=1)
+    """Share of bad rows above which the job fails."""
+    split_file: str | None = None
+    """A CSV `userID,split` with fold1 to foldK and test; unset: split by a hash of the user."""
+    seed: int = 0
+    """Seed of the split by hash."""
+    test_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of users that wait in the test vault."""
+    folds: int = Field(5, ge=2, le=100)
+    """Folds of the other users."""
+    buckets: int | None = Field(None, ge=1, le=MOST_BUCKETS)
+    """Files that the users are dealt to, a power of two; unset: by size."""
+
+    @field_validator("buckets")
+    @classmethod
+    def _power_of_two(cls, buckets: int | None) -> int | None:
+        if buckets is not None and buckets & (buckets - 1):
+            raise ValueError("expected a power of two")
+        return buckets
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files to be read, checked: they exist, have a header and the columns that are needed."""
+
+    columns: Mapping[str, Mapping[str, str]]  # path -> canonical name -> column in that file
+    digests: Mapping[str, reader.Digest]  # by path
+
+    @property
+    def timed(self) -> bool:
+        """Whether rows have timestamps (all files, or none)."""
+        return "timestamp" in next(iter(self.columns.values()))
+
+    @property
+    def buckets(self) -> int:
+        """A number of buckets that fits the size of the inputs: a power of two."""
+        wanted = -(-sum(each.text_bytes for each in self.digests.values()) // BUCKET_BYTES)
+        return max(FEWEST_BUCKETS, min(MOST_BUCKETS, 1 << (wanted - 1).bit_length()))
+
+
+class Shards(NamedTuple):
+    """What the read tasks wrote."""
+
+    keys: dict[int, list[str]]  # bucket -> keys of its shards
+    rejected: int
+
+
+def inspect(config: DataConfig) -> Inputs:
+    """Find the input files, check their headers and hash their content.
+
+    Raises:
+        InputError: no file, an empty one, a missing column, or timestamps in some files only.
+    """
+    paths = list_inputs(config.path)
+    columns = {path: locate(reader.header(path), config.columns, path) for path in paths}
+    timed = [path for path in paths if "timestamp" in columns[path]]
+    if timed and len(timed) < len(paths):
+        other = next(path for path in paths if path not in timed)
+        name = config.columns.get("timestamp", RAW_COLUMNS["timestamp"])
+        raise InputError(f"{timed[0]} has the column {name!r}, {other} has not; give all files timestamps, or none")
+    return Inputs(columns, {path: reader.digest(path) for path in paths})
+
+
+def read_split(config: DataConfig) -> pa.Table | None:
+    """The published split of the users, columns `user` and `split`; None where users are split by hash.
+
+    Raises:
+        InputError: no such file, or a column is missing.
+    """
+    if config.split_file is None:
+        return None
+    (path,) = list_inputs(config.split_file)
+    columns = {"user": config.columns.get("user", RAW_COLUMNS["user"]), "split": "split"}
+    found = reader.header(path)
+    for column in columns.values():
+        if column not in found:
+            raise InputError(f"{path}: no column {column!r} in {found}; a split file has {', '.join(columns.values())}")
+    frames = [block.raw for source in reader.sources([path]) for block in reader.blocks(source, columns)]
+    return pl.concat(frames).select(pl.all().cast(pl.String).str.strip_chars()).to_arrow()
+
+
+def read(
+    config: DataConfig, inputs: Inputs, buckets: int, shards: Store, rejected: Store, needs_answers: bool = True
+) -> Shards:
+    """Validate all inputs; write shards `b=000/00000-0000.parquet` and the rejected rows `part-00000-0000.parquet`.
+
+    Args:
+        needs_answers: False where rows are only scored, and all answers may be hidden.
+
+    Raises:
+        InputError: too many bad rows, no rows, or no known answer where some are needed.
+    """
+    found = reader.sources(list(inputs.columns))
+    task = partial(_read_source, columns=inputs.columns, buckets=buckets, shards=shards, rejected=rejected)
+    reports = list(run_tasks(task, [source._asdict() for source in found], "read files"))
+    _check(config, reports, rejected, needs_answers)
+    keys: dict[int, list[str]] = {}
+    for report in reports:
+        for bucket, key in zip(report["shard_buckets"], report["shard_keys"], strict=True):
+            keys.setdefault(bucket, []).append(key)
+    return Shards(keys, sum(sum(report["reason_counts"]) for report in reports))
+
+
+def run_tasks(task: Task, items: Sequence[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
+    """Map a function over small items, one Ray Data task each; results in the order of the items.
+
+    Args:
+        task: picklable; gets an item, returns a flat dict (lists become Arrow lists). Its `DktError` is raised here.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    blocks: list[Any] = [
+        pa.Table.from_pylist([item]) for item in items
+    ]  # not from_items: it would turn lists into tensors
+    mapped = ray.data.from_arrow(blocks).map_batches(partial(_guarded, task), batch_size=None, batch_format="pyarrow")
+    with progress(stage, len(items)) as reporter:
+        batches: Iterator[Any] = iter(mapped.iter_batches(batch_size=None, batch_format="pyarrow"))
+        for table in batches:
+            for result in table.to_pylist():
+                if result.get("error"):
+                    raise getattr(errors, result["error"])(result["message"])
+                reporter.advance()
+                yield result
+
+
+def _guarded(task: Task, table: pa.Table) -> pa.Table:
+    """Run the task on every item; an error for people travels as data, past Ray's wrapping of exceptions."""
+    results = []
+    for item in table.to_pylist():
+        try:
+            results.append(task(item))
+        except DktError as error:
+            results.append({"error": type(error).__name__, "message": str(error)})
+    return pa.Table.from_pylist(results)
+
+
+def _read_source(
+    item: dict[str, Any], columns: Mapping[str, Mapping[str, str]], buckets: int, shards: Store, rejected: Store
+) -> dict[str, Any]:
+    source = reader.Source(**item)
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    keys: list[tuple[int, str]] = []
+    rows = known = 0
+    for number, block in enumerate(reader.blocks(source, columns[source.path])):
+        name = f"{source.number:05d}-{number:04d}.parquet"
+        parsed = parse(block.raw, source.path, block.rows)
+        bad = pl.concat([block.malformed, parsed.rejected])
+        if len(bad):
+            rejected.write_table(f"part-{name}", bad.sort("row", maintain_order=True).to_arrow())
+            reasons.update(bad["reason"].to_list())
+            first = bad.unique("reason", keep="first", maintain_order=True)
+            for file, row, reason, raw in first.iter_rows():
+                examples.setdefault(reason, f"{file}, row {row}: {raw[:SHOWN]}")
+        for bucket, shard in deal(parsed.good, source.number, buckets).items():
+            keys.append((bucket, f"b={bucket:03d}/{name}"))
+            shards.write_table(keys[-1][1], shard)
+        rows += len(parsed.good)
+        known += int((parsed.good["correct"] != UNKNOWN).sum())
+    return {
+        "rows": rows,
+        "known": known,
+        "reasons": list(reasons),
+        "reason_counts": list(reasons.values()),
+        "examples": [examples[reason] for reason in reasons],
+        "shard_buckets": [bucket for bucket, _ in keys],
+        "shard_keys": [key for _, key in keys],
+    }
+
+
+def _check(config: DataConfig, reports: Sequence[Mapping[str, Any]], rejected: Store, needs_answers: bool) -> None:
+    rows = sum(report["rows"] for report in reports)
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for report in reports:
+        for reason, count, example in zip(report["reasons"], report["reason_counts"], report["examples"], strict=True):
+            reasons[reason] += count
+            examples.setdefault(reason, example)
+    bad = reasons.total()
+    summary = "\n".join(f"  {count} x {reason}, e.g. {examples[reason]}" for reason, count in reasons.most_common())
+    share = bad / max(rows + bad, 1)
+    if share > config.max_rejected:
+        raise InputError(
+            f"{bad} of {rows + bad} rows are bad ({share:.1%}; data.max_rejected is {config.max_rejected:.1%}):\n"
+            f"{summary}\nall of them are in {rejected.url}; correct the file, or raise --set data.max_rejected"
+        )
+    if bad:
+        logger.warning("%d of %d rows are bad, left out, and kept in %s:\n%s", bad, rows + bad, rejected.url, summary)
+    if not rows:
+        raise InputError(f"{config.path}: there is a header but no row; expected one interaction a line")
+    if needs_answers and not sum(report["known"] for report in reports):
+        raise InputError(
+            f"{config.path}: all {rows} answers are hidden (-1); training needs rows with 1 or 0: "
+            "give the training log too (data.path may be a folder or a glob)"
+        )
