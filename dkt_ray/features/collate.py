@@ -1,0 +1,179 @@
+"""Encoded rows to padded batches, by index: flat tensors, segments, batches of similar length, the gather.
+
+A segment is (past_start, past_stop, target_start, target_stop): some targets of one user and the past rows that they
+may read. The context rule makes the segments: at position t a network sees rows from (floor(t / C) - 1) * C to t.
+
+Legend: N rows, S segments, I id columns, C concepts per question, F numeric columns; B batch, T past rows, M targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dkt_ray.data.history import Int64
+from dkt_ray.features.batch import NO_ANSWER, WAS_HIDDEN, WAS_RIGHT, WAS_WRONG, Rows, SequenceBatch
+from dkt_ray.schema import UNKNOWN
+
+CLIP: Final = 10.0  # standard deviations: a wild number must not drown the rest
+BUCKET: Final = 16  # segments whose lengths differ by less may share a shuffled batch
+_ANSWER: Final = np.array([WAS_WRONG, WAS_RIGHT, WAS_HIDDEN], np.int8)  # by answer code: 0, 1 and (from the end) -1
+
+
+class Scale(NamedTuple):
+    """Mean and standard deviation of the numeric columns."""
+
+    mean: npt.NDArray[np.float64]  # [F]
+    std: npt.NDArray[np.float64]  # [F]
+
+
+@dataclass(frozen=True, eq=False)
+class FlatRows:
+    """Rows as tensors, with one padding row at index N."""
+
+    ids: torch.Tensor  # int32 [N + 1, I]
+    concepts: torch.Tensor  # int32 [N + 1, C]
+    numbers: torch.Tensor  # float32 [N + 1, F], standardised
+    answer: torch.Tensor  # int8 [N + 1]
+    correct: torch.Tensor  # int8 [N + 1]
+    position: torch.Tensor  # int32 [N + 1]
+    visible: torch.Tensor  # int32 [N + 1]
+
+    @property
+    def padding(self) -> int:
+        """Index of the padding row, N."""
+        return len(self.answer) - 1
+
+    def to(self, device: torch.device) -> FlatRows:
+        """The same rows on another device."""
+        return FlatRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+def flatten(rows: Rows, columns: Sequence[str], scale: Scale) -> FlatRows:
+    """Make the tensors that `collate` gathers from; numbers are standardised and clipped here, once.
+
+    Args:
+        rows: N encoded rows.
+        columns: the id columns to read, in this order.
+        scale: of the numeric columns.
+    """
+    ids = np.stack([rows.ids[name] for name in columns], axis=1) if columns else np.empty((rows.rows, 0), np.int32)
+    used = max(1, int((rows.concepts != 0).any(0).sum())) if rows.concepts.shape[1] else 0
+    numbers = rows.numbers - scale.mean.astype(np.float32)
+    numbers /= scale.std.astype(np.float32)
+    np.clip(numbers, -CLIP, CLIP, out=numbers)
+    return FlatRows(
+        _padded(ids, 0),
+        _padded(rows.concepts[:, :used], 0),
+        _padded(numbers, 0),
+        _padded(_ANSWER[rows.correct], NO_ANSWER),
+        _padded(rows.correct, UNKNOWN),
+        _padded(rows.position, 0),
+        _padded(rows.visible, 0),
+    )
+
+
+def segments(past: Rows, targets: Rows, context: int) -> Int64:
+    """Cut the targets into runs of one user and one context block, each with the past that it reads.
+
+    Pass `past` itself as targets to score whole histories.
+
+    Args:
+        past: histories of U users.
+        targets: rows of the same users.
+        context: C, the block size.
+
+    Returns:
+        [S, 4] past_start, past_stop, target_start, target_stop; each target is in exactly one segment.
+    """
+    if not targets.rows:
+        return np.empty((0, 4), np.int64)
+    user = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
+    block = targets.position.astype(np.int64) // context
+    changes = np.flatnonzero((user[1:] != user[:-1]) | (block[1:] != block[:-1])) + 1
+    start = np.concatenate([[0], changes]).astype(np.int64)
+    first, last = past.offsets[user[start]], past.offsets[user[start] + 1]
+    past_start = np.minimum(first + np.maximum(block[start] - 1, 0) * context, last)
+    readable = first + np.maximum.reduceat(targets.visible.astype(np.int64), start)
+    past_stop = np.clip(readable, past_start, last)
+    return np.stack([past_start, past_stop, start, np.append(start[1:], targets.rows)], axis=1)
+
+
+def batches(parts: Int64, batch_rows: int, shuffle: np.random.Generator | None = None) -> Iterator[Int64]:
+    """Group segments of similar length into batches of at most `batch_rows` padded rows (at least one segment each).
+
+    Args:
+        parts: [S, 4] segments.
+        batch_rows: budget per batch, past and target rows with padding.
+        shuffle: mixes segments of about the same length, and the order of the batches.
+
+    Returns:
+        Batches of segments, [B, 4] each.
+    """
+    past, asked = parts[:, 1] - parts[:, 0], parts[:, 3] - parts[:, 2]
+    if shuffle is None:
+        order = np.lexsort((past, past + asked))
+        yield from (parts[order[start:stop]] for start, stop in _cuts(past[order], asked[order], batch_rows))
+        return
+    order = np.lexsort((shuffle.random(len(parts)), (past + asked) // BUCKET))
+    cuts = list(_cuts(past[order], asked[order], batch_rows))
+    for index in shuffle.permutation(len(cuts)):
+        start, stop = cuts[index]
+        yield parts[order[start:stop]]
+
+
+def collate(past: FlatRows, targets: FlatRows, parts: Int64) -> SequenceBatch:
+    """Gather the segments of one batch into padded tensors (padding on the right).
+
+    Args:
+        past: rows that are read.
+        targets: rows that are scored, on the same device.
+        parts: [B, 4] segments.
+    """
+    start, stop, first, last = torch.from_numpy(np.ascontiguousarray(parts.T)).to(past.ids.device)
+    rows = _grid(start, stop, past.padding)
+    asked = _grid(first, last, targets.padding)
+    before = past.position[start].long()  # rows of the user that lie before the segment's past
+    visible = (targets.visible[asked] - before[:, None]).clamp(min=0)
+    return SequenceBatch(
+        past_ids=past.ids[rows].long(),
+        past_concepts=past.concepts[rows].long(),
+        past_numbers=past.numbers[rows],
+        past_answer=past.answer[rows].long(),
+        target_ids=targets.ids[asked].long(),
+        target_concepts=targets.concepts[asked].long(),
+        target_numbers=targets.numbers[asked],
+        visible=torch.minimum(visible, (stop - start)[:, None]),
+        correct=targets.correct[asked].float(),
+        rows=torch.where(asked == targets.padding, -1, asked),
+    )
+
+
+def _padded(column: npt.NDArray[np.generic], padding: float) -> torch.Tensor:
+    out = np.full((len(column) + 1, *column.shape[1:]), padding, column.dtype)
+    out[:-1] = column
+    return torch.from_numpy(out)
+
+
+def _grid(start: torch.Tensor, stop: torch.Tensor, padding: int) -> torch.Tensor:
+    """Indices of the given ranges, [B, longest (at least 1)], padded."""
+    width = max(1, int((stop - start).max()))
+    rows = start[:, None] + torch.arange(width, device=start.device)
+    return torch.where(rows < stop[:, None], rows, padding)
+
+
+def _cuts(past: Int64, asked: Int64, batch_rows: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of segments, each as long as its padded rows stay in the budget."""
+    start = 0
+    while start < len(past):
+        ahead = slice(start, start + batch_rows)
+        width = np.maximum.accumulate(past[ahead]) + np.maximum.accumulate(asked[ahead])
+        fitting = np.searchsorted(width * np.arange(1, len(width) + 1), batch_rows, "right")
+        stop = start + max(1, int(fitting))
+        yield start, stop
+        start = stop

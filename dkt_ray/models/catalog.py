@@ -1,0 +1,15 @@
+"""The table of model families; to add one, write its file and add its line."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dkt_ray.models import lgbm, lstm_attention
+from dkt_ray.models.base import ModelSpec
+
+CATALOG: Final[dict[str, ModelSpec]] = {
+    "lightgbm": ModelSpec("table", lgbm.LightGBMConfig, lgbm.LightGBM, lgbm.SPACE),
+    "lstm_attention": ModelSpec(
+        "sequence", lstm_attention.LstmAttentionConfig, lstm_attention.LstmAttention, lstm_attention.SPACE
+    ),
+}
