@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from types import FrameType
+from typing import Final, Literal, NamedTuple
 
-from dkt_ray import __version__, log
+from dkt_ray import __version__, log, session
 from dkt_ray.config import Config, parse
 from dkt_ray.errors import DktError
 
@@ -25,27 +27,29 @@ class Job(NamedTuple):
     summary: str
     module: str
     config: str
-    uses_ray: bool
+    ray: Literal["none", "own", "cluster"]  # own: a Ray of its own unless RAY_ADDRESS is set
 
 
 JOBS: Final = {
-    "simulate": Job("make a learning platform's logs", "pipelines.simulate", "SimulateConfig", False),
-    "prepare": Job("validate, order and encode interaction logs", "pipelines.prepare", "PrepareConfig", True),
+    "simulate": Job("make a learning platform's logs", "pipelines.simulate", "SimulateConfig", "none"),
+    "prepare": Job("validate, order and encode interaction logs", "pipelines.prepare", "PrepareConfig", "own"),
     "tune": Job(
-        "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", True
+        "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),
-    "ensemble": Job("weigh the families by their out-of-fold predictions", "pipelines.blend", "EnsembleConfig", True),
+    "ensemble": Job("weigh the families by their out-of-fold predictions", "pipelines.blend", "EnsembleConfig", "own"),
     "evaluate": Job(
         "print the out-of-fold table, or open the test vault (final=true)",
         "pipelines.evaluate",
         "EvaluateConfig",
-        False,
+        "none",
     ),
-    "publish": Job("make a bundle of a run and put it into the registry", "pipelines.publish", "PublishConfig", False),
-    "registry": Job("list, verify, promote or roll back bundles", "pipelines.registry", "RegistryConfig", False),
-    "rollout": Job("replace the served bundle without losing a request", "serving.rollout", "RolloutConfig", True),
-    "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", True),
-    "demo": Job("the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", True),
+    "publish": Job("make a bundle of a run and put it into the registry", "pipelines.publish", "PublishConfig", "none"),
+    "registry": Job("list, verify, promote or roll back bundles", "pipelines.registry", "RegistryConfig", "none"),
+    "rollout": Job("replace the served bundle without losing a request", "serving.rollout", "RolloutConfig", "cluster"),
+    "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "own"),
+    "demo": Job(
+        "the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", "own"
+    ),
 }
 
 
@@ -68,15 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_job(name: str, argv: Sequence[str]) -> int:
     """Parse a job's settings, connect to Ray where the job needs it, run it, print its result."""
     job = JOBS[name]
+    if job.ray != "none":
+        session.prepare_environment()
     module = importlib.import_module(f"dkt_ray.{job.module}")
     config_class: type[Config] = getattr(module, job.config)
     try:
         config = parse(config_class, argv, f"dkt {name}", job.summary)
         log.configure()
-        if job.uses_ray:
-            from dkt_ray import session
-
-            session.connect()
+        if job.ray != "none":
+            session.connect(running=job.ray == "cluster")
+        signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which has a handler of its own
         result = module.run(config)
     except DktError as error:
         sys.stderr.write(f"dkt {name}: {type(error).__name__}: {error}\n")
@@ -87,6 +92,11 @@ def run_job(name: str, argv: Sequence[str]) -> int:
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a job as Ctrl-C does: cleanly."""
+    raise KeyboardInterrupt
 
 
 def _usage() -> str:
@@ -102,3 +112,7 @@ def _usage() -> str:
             "",
         ]
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

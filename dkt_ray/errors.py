@@ -35,3 +35,7 @@ class BundleError(DktError):
 
 class RolloutError(DktError):
     """A new bundle did not come up; the old one keeps serving."""
+
+
+class ClusterError(DktError):
+    """There is no Ray cluster to attach to."""

@@ -1,0 +1,97 @@
+"""The weighted ensemble as one function of histories and targets: describe, encode, score with every member, blend.
+
+Serving, the score job, evaluation and a bundle's golden requests all go through `Scorer`.
+
+Legend: M targets, K members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dkt_ray.data.history import Coded, Histories, Targets, graded
+from dkt_ray.data.query import Query, gather
+from dkt_ray.ensemble.blend import blend
+from dkt_ray.features.batch import Rows
+from dkt_ray.features.encoder import EncoderState, encode
+from dkt_ray.models.base import Model, Probabilities
+
+Rowwise = TypeVar("Rowwise", Histories, Targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Probabilities of right answers to M questions."""
+
+    probability: Probabilities  # [M] of the ensemble
+    members: dict[str, Probabilities]  # [M] of each member
+    unknown: npt.NDArray[np.bool_]  # [M] the training users did not answer this question often enough
+
+    def take(self, rows: slice | npt.NDArray[np.int64]) -> Scores:
+        """The scores of some of the targets."""
+        members = {family: column[rows] for family, column in self.members.items()}
+        return Scores(self.probability[rows], members, self.unknown[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Fitted members, their weights, and the encoder state that they share; pure and deterministic."""
+
+    state: EncoderState
+    members: Mapping[str, Model]
+    weights: Mapping[str, float]  # on the simplex, one per member
+
+    def score(self, histories: Histories, targets: Targets) -> Scores:
+        """Probability of a right answer to each target after its user's history.
+
+        A question's test and concepts are read from the request where given, else from the encoder's state.
+        """
+        histories, targets = _described(histories, self.state), _described(targets, self.state)
+        encoded = encode(histories, targets, self.state)
+        assert encoded.targets is not None
+        return self._blend(encoded.past, encoded.targets, targets.question)
+
+    def score_hidden(self, histories: Histories) -> Scores:
+        """Score every row whose answer is hidden (-1), in the order of the histories: one encoding, no target rows."""
+        histories = _described(histories, self.state)
+        rows = np.flatnonzero(~graded(histories.correct))
+        past = encode(histories, None, self.state).past
+        owners = np.searchsorted(histories.offsets, rows, "right") - 1
+        counts = np.bincount(owners, minlength=len(histories.users))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return self._blend(past, past.take(rows, offsets), histories.question.take(rows))
+
+    def score_queries(self, queries: Sequence[Query]) -> list[Scores]:
+        """Score many requests at once; each gets what it would get alone."""
+        answers: list[Scores | None] = [None] * len(queries)
+        order = sorted(range(len(queries)), key=lambda index: queries[index].timing)
+        for _, group in groupby(order, key=lambda index: queries[index].timing):
+            indices = list(group)
+            histories, targets = gather([queries[index] for index in indices])
+            scores = self.score(histories, targets)
+            for position, index in enumerate(indices):
+                answers[index] = scores.take(slice(*targets.offsets[position : position + 2]))
+        return [answer for answer in answers if answer is not None]
+
+    def _blend(self, past: Rows, targets: Rows, question: Coded) -> Scores:
+        members = {family: model.score(past, targets) for family, model in self.members.items()}
+        columns = np.stack([members[family] for family in self.weights], axis=1)
+        weights = np.array(list(self.weights.values()))
+        return Scores(blend(columns, weights), members, self._unknown(question))
+
+    def _unknown(self, question: Coded) -> npt.NDArray[np.bool_]:
+        known = self.state.vocabularies["question"]
+        missing = np.array([value not in known for value in question.values], bool)
+        return missing[question.codes]
+
+
+def _described(rows: Rowwise, state: EncoderState) -> Rowwise:
+    """Histories or targets with the test and concepts of their questions filled in."""
+    test, concepts = state.describe(rows.question, rows.test, rows.concepts)
+    return replace(rows, test=test, concepts=concepts)

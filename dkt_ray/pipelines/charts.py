@@ -1,0 +1,112 @@
+"""Small charts as SVG text, so that a report is one file that needs no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Final, NamedTuple
+
+WIDTH: Final = 460
+HEIGHT: Final = 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 44
+
+
+class Point(NamedTuple):
+    """A mark, with the ends of its interval where it has one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+class Axis(NamedTuple):
+    """What an axis shows: its name, its range, and its ticks with their labels."""
+
+    name: str
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+
+
+def share_axis(name: str) -> Axis:
+    """An axis from 0 to 1."""
+    return Axis(name, 0.0, 1.0, [(tick / 5, f"{tick / 5:.1f}") for tick in range(6)])
+
+
+def range_axis(name: str, values: Sequence[float], ticks: int = 5) -> Axis:
+    """An axis that holds all values, with a little room."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = 0.08 * (high - low) or 0.05
+    low, high = low - room, high + room
+    steps = [low + (high - low) * tick / (ticks - 1) for tick in range(ticks)]
+    return Axis(name, low, high, [(step, f"{step:.3f}") for step in steps])
+
+
+def label_axis(name: str, labels: Sequence[str]) -> Axis:
+    """An axis of names at 0, 1, 2, ..."""
+    return Axis(name, -0.5, len(labels) - 0.5, list(enumerate(labels)))
+
+
+def lines(series: Mapping[str, Sequence[Point]], x: Axis, y: Axis, diagonal: bool = False) -> str:
+    """A line with marks and interval whiskers for each series; classes `s0`, `s1`, ... carry the colours."""
+    parts = [*_frame(x, y)]
+    if diagonal:
+        parts.append(_line("diagonal", _x(x, x.low), _y(y, y.low), _x(x, x.high), _y(y, y.high)))
+    for index, (name, points) in enumerate(series.items()):
+        path = " ".join(f"{_x(x, point.x):.1f},{_y(y, point.y):.1f}" for point in points)
+        marks = "".join(_mark(point, x, y, name) for point in points)
+        parts.append(f'<g class="s{index}"><polyline points="{path}"/>{marks}</g>')
+    return _svg(parts)
+
+
+def legend(names: Sequence[str]) -> str:
+    """The names with their colours, as HTML."""
+    items = "".join(f'<span class="key s{index}">{escape(name)}</span>' for index, name in enumerate(names))
+    return f'<p class="legend">{items}</p>'
+
+
+def _mark(point: Point, x: Axis, y: Axis, name: str) -> str:
+    left, top = _x(x, point.x), _y(y, point.y)
+    whisker = (
+        ""
+        if point.low is None or point.high is None
+        else _line("whisker", left, _y(y, point.low), left, _y(y, point.high))
+    )
+    title = escape(f"{name}: {point.note or f'{point.y:.4f}'}")
+    return f'{whisker}<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5"><title>{title}</title></circle>'
+
+
+def _frame(x: Axis, y: Axis) -> list[str]:
+    bottom = HEIGHT - _BOTTOM
+    parts = []
+    for value, label in y.ticks:
+        height = _y(y, value)
+        parts.append(_line("grid", _LEFT, height, WIDTH - _RIGHT, height))
+        parts.append(_text(_LEFT - 6, height + 4, label, "end"))
+    parts += [_text(_x(x, value), bottom + 16, label, "middle") for value, label in x.ticks]
+    parts.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 8, x.name, "middle", "name"))
+    turned = f'transform="translate(12 {(bottom + _TOP) / 2:.1f}) rotate(-90)"'
+    parts.append(f'<text class="name" text-anchor="middle" {turned}>{escape(y.name)}</text>')
+    return parts
+
+
+def _svg(parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _x(axis: Axis, value: float) -> float:
+    return _LEFT + (value - axis.low) / (axis.high - axis.low) * (WIDTH - _LEFT - _RIGHT)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return HEIGHT - _BOTTOM - (value - axis.low) / (axis.high - axis.low) * (HEIGHT - _TOP - _BOTTOM)

@@ -1,0 +1,187 @@
+"""`dkt evaluate`: print a run's out-of-fold table, or, with `final=true`, score the test users in the vault.
+
+Every opening of the vault is written to its ledger before a test user is read, and reports print the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from dkt_ray.config import Config
+from dkt_ray.data.history import Coded
+from dkt_ray.ensemble.blend import blend
+from dkt_ray.errors import ConfigError, NotFoundError
+from dkt_ray.features.dataset import Dataset, Vault
+from dkt_ray.features.encoder import EncoderState, encode
+from dkt_ray.metrics import first_attempts
+from dkt_ray.models.base import Model
+from dkt_ray.models.catalog import CATALOG
+from dkt_ray.pipelines import figures
+from dkt_ray.pipelines.figures import Answers, Contender, Heading, Kind, Settings, make_report, measure_in_turn
+from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
+from dkt_ray.registry import bundle as bundles
+from dkt_ray.registry.store import Registry
+from dkt_ray.storage import Store, open_store
+from dkt_ray.training.baselines import BASELINES
+from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, locate, scored_rows
+
+logger = logging.getLogger(__name__)
+
+FINAL: Final = "final"  # name of the final report
+HOW: Final = "Test users from the vault, scored by models that were fitted on all training users."
+
+
+class EvaluateConfig(Config):
+    """Settings of `dkt evaluate`."""
+
+    store: str = "data/store"
+    """A folder or s3://bucket/prefix."""
+    dataset: str = "default"
+    """The dataset whose test users are scored."""
+    run: str = "default"
+    """The run whose report is printed, or whose members are scored."""
+    bundle: str | None = None
+    """With final=true: score this bundle (digest or alias) instead of the run's members."""
+    final: bool = False
+    """Open the test vault. It is opened for a final figure, never to choose between models."""
+    reason: str = ""
+    """Why the vault is opened; stands in its ledger."""
+    truth: str | None = None
+    """The simulator's truth.parquet (true probabilities): the oracle of the report."""
+    samples: int = Field(default=200, ge=1)
+    """Bootstrap resamples of the users."""
+    last_answers: bool = False
+    """Also report the AUROC of last answers; only for competition-type logs, elsewhere an artefact."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+
+class Fitted(NamedTuple):
+    """Models that were fitted on every training user, and their weights."""
+
+    source: str  # run, or bundle
+    state: EncoderState
+    members: Mapping[str, Model]
+    weights: Mapping[str, float]
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Print the figures of a run, or measure the final ones.
+
+    Returns:
+        auc (by model), auc_interval (of the ensemble), weights, fingerprint, openings (of the vault so far), report.
+
+    Raises:
+        NotFoundError: no such dataset, report, run or bundle.
+        ConfigError: a bundle without final=true, no reason, no test users, or models that have seen test users.
+    """
+    store = open_store(config.store)
+    folder = store.child(f"runs/{config.run}")
+    name, report = (FINAL, _measure(config, store, folder)) if config.final else (REPORT, _out_of_fold(config, folder))
+    report["ledger"] = figures.ledger(store)
+    write_report(report, folder, name)
+    logger.info("evaluation set %s\n%s", report["fingerprint"], text_table(report))
+    logger.info("openings of the test vault so far: %d", len(report["ledger"]))
+    return outcome(report, folder, name)
+
+
+def _out_of_fold(config: EvaluateConfig, folder: Store) -> dict[str, Any]:
+    if config.bundle is not None:
+        raise ConfigError(
+            f"bundle={config.bundle}: a bundle was fitted on every training user, so only test users can judge it; add "
+            "final=true and a reason"
+        )
+    report = read_report(folder, REPORT)
+    if report is None:
+        raise NotFoundError(f"no report in {folder.url}; make it with dkt ensemble --set run={config.run}")
+    return report
+
+
+def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, Any]:
+    """The final figures. Whatever can be wrong is found before the vault is opened."""
+    dataset = Dataset.open(store, config.dataset)
+    if not dataset.manifest.test_users:
+        raise ConfigError(f"dataset {config.dataset!r} has no test users; prepare it with data.test_fraction above 0")
+    train = dataset.load()
+    fitted = _of_bundle(config.bundle, store) if config.bundle else _of_run(dataset, folder, set(train.users))
+    if config.truth is not None:
+        figures.truth_version(config.truth)  # it is there
+    vault = dataset.open_vault(config.reason)
+    past = vault.rows if fitted.state is dataset.state else encode(vault.histories, None, fitted.state).past
+    scores = {family: model.score(past, past) for family, model in fitted.members.items()}
+    columns = np.stack([scores[family] for family in fitted.weights], axis=1)
+    names = dataset.manifest.numbers
+    kinds: dict[Kind, dict[str, Any]] = {
+        "ensemble": {"ensemble": blend(columns, np.array(list(fitted.weights.values())))},
+        "member": scores,
+        "baseline": {name: baseline(train.rows, vault.rows, names) for name, baseline in BASELINES.items()},
+    }
+    base = scored_rows(vault.rows, vault.users, vault.fold, kinds["ensemble"]["ensemble"])
+    answers, place = _answers(vault, base)
+    contenders = {name: Contender(kind, p[place]) for kind, several in kinds.items() for name, p in several.items()}
+    if config.truth is not None:
+        contenders["oracle"] = Contender("oracle", figures.read_truth(config.truth, dataset.manifest, base))
+    return make_report(
+        Heading(f"Final report of {fitted.source}", HOW, config.dataset, config.run),
+        evaluation_set(dataset.manifest, base, ON_ALL_FOLDS),
+        answers,
+        contenders,
+        {fitted.source: fitted.weights},
+        Settings(config.samples, config.seed, config.last_answers),
+        measure_in_turn,
+    )
+
+
+def _answers(vault: Vault, base: Scored) -> tuple[Answers, Any]:
+    """The scored rows of the vault, and where each stands among its rows."""
+    owner = np.repeat(np.arange(len(vault.users), dtype=np.int32), np.diff(vault.rows.offsets))
+    place = locate(Coded(owner, vault.users), vault.rows.position, base)
+    first = first_attempts(owner, vault.histories.question.codes)
+    return Answers.of(base, first[place]), place
+
+
+def _of_run(dataset: Dataset, folder: Store, training_users: set[str]) -> Fitted:
+    """A run's members, refitted on all folds, and the weights of its ensemble.
+
+    Raises:
+        NotFoundError: the run has no ensemble yet.
+        ConfigError: they were fitted on users who are test users of this dataset.
+    """
+    try:
+        weights = folder.read_json("blend.json")["weights"]
+    except NotFoundError:
+        raise NotFoundError(f"no blend.json in {folder.url}; make it with dkt ensemble") from None
+    members = {}
+    for family in weights:
+        _check_users(family, folder, training_users)
+        with tempfile.TemporaryDirectory() as local:
+            folder.download(f"members/{family}/model", Path(local))
+            members[family] = CATALOG[family].model.load(Path(local))
+    return Fitted(f"run {folder.url.rsplit('/', 1)[-1]}", dataset.state, members, weights)
+
+
+def _check_users(family: str, folder: Store, training_users: set[str]) -> None:
+    """Refuse a member that was fitted on users who are not training users now."""
+    fitted_on = set(folder.read_table(f"members/{family}/oof.parquet", ["user"])["user"].unique().to_pylist())
+    if strangers := fitted_on - training_users:
+        raise ConfigError(
+            f"member {family} was fitted on {len(strangers)} users who are not training users of the dataset now, e.g. "
+            f"{min(strangers)}: it was prepared anew; run dkt tune again"
+        )
+
+
+def _of_bundle(name: str, store: Store) -> Fitted:
+    registry = Registry(store)
+    alias = registry.alias(name)
+    digest = alias.bundle if alias else name
+    with tempfile.TemporaryDirectory() as local:
+        registry.fetch(digest, Path(local))
+        scorer = bundles.load(Path(local), digest).scorer
+    return Fitted(f"bundle {digest[:12]}", scorer.state, scorer.members, scorer.weights)

@@ -1,0 +1,38 @@
+"""Tests that need an outside program or the real logs: they skip and say what is missing; under `.ci/run` they fail."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = "/usr/bin/chromium"
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "ip", "link", "set", "lo", "up")
+
+
+def missing(marker: str) -> str | None:
+    """What a test with this marker needs and this machine does not have; None where all is there."""
+    if marker == "browser" and not Path(CHROMIUM).exists():
+        return f"{CHROMIUM} is missing: install Debian's package chromium"
+    if marker == "real_data" and not os.environ.get("DKT_REAL_DATA"):
+        return "DKT_REAL_DATA is not set: point it at the folder with the EdNet excerpts"
+    if marker == "namespace" and not _namespaces():
+        return f"no network namespace of our own: `{' '.join(NAMESPACE)}` fails here"
+    return None
+
+
+@cache
+def _namespaces() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run(NAMESPACE, capture_output=True).returncode == 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or with DKT_REQUIRE_ALL=1 fail, a test whose outside program or data is missing."""
+    reasons = [reason for mark in item.iter_markers() if (reason := missing(mark.name))]
+    if reasons and os.environ.get("DKT_REQUIRE_ALL") == "1":
+        pytest.fail("; ".join(reasons), pytrace=False)
+    if reasons:
+        pytest.skip("; ".join(reasons))

@@ -1,0 +1,353 @@
+"""The HTTP API against a real small bundle, without Ray: answers, limits, and what each bad request is told."""
+
+import asyncio
+import json
+from http import HTTPStatus
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from dkt_ray.data.query import Query
+from dkt_ray.serving import edge
+from dkt_ray.serving.api import build_app
+from dkt_ray.serving.predictor import Predictor
+from tests import bundles
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    bundles.build(folder / "bundle", bundles.save_members(folder / "members"))
+    return Predictor.load(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def client(predictor):
+    async def answer(query):
+        return predictor.answer([query])[0]
+
+    with TestClient(build_app(predictor, answer), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def known(predictor):
+    return [row["question"] for row in predictor.catalogue.rows]
+
+
+def post(client, body, path="/v1/predict", **headers):
+    content = body if isinstance(body, bytes | str) else json.dumps(body)
+    return client.post(path, content=content, headers={"content-type": "application/json"} | headers)
+
+
+def event(question="q", correct=1, **more):
+    return {"question": question, "correct": correct} | more
+
+
+def test_answers_equal_the_predictors_own(client, predictor, known):
+    history = [event(q, index % 2, timestamp=f"2026-03-02 16:0{index}:00") for index, q in enumerate(known[:6])]
+    body = {"student": 17, "history": history, "targets": [known[0], "new", {"question": 5, "concepts": ["3", "1_2"]}]}
+    answer = post(client, body | {"at": "2026-03-02T17:30:00+01:00"})
+    assert answer.status_code == 200
+    found = answer.json()
+    start = 1772467200000
+    query = Query(
+        known[:6],
+        [0, 1, 0, 1, 0, 1],
+        [known[0], "new", "5"],
+        timestamp=[start + 60_000 * index for index in range(6)],
+        target_concepts=["", "", "1_2_3"],
+        at=start + 30 * 60_000,
+    )
+    expected = predictor.answer([query])[0]
+    assert found["model_version"] == predictor.version
+    assert found["cold_start"] is False
+    assert found["weights"] == bundles.WEIGHTS
+    assert [each["question"] for each in found["predictions"]] == [known[0], "new", "5"]
+    assert [each["probability"] for each in found["predictions"]] == expected.probability.tolist()
+    for family, column in expected.members.items():
+        assert [each["members"][family] for each in found["predictions"]] == column.tolist()
+    assert [each["unknown_question"] for each in found["predictions"]] == [False, True, True]
+
+
+def test_epoch_seconds_and_milliseconds_and_naive_times_are_the_same_time(client, known):
+    def ask(first, second):
+        history = [event(known[0], 0, timestamp=first), event(known[1], 1, timestamp=second)]
+        return post(client, {"history": history, "targets": known[:3]}).json()
+
+    assert ask(1772467200, 1772467260) == ask(1772467200000, 1772467260000)
+    assert ask(1772467200, 1772467260) == ask("2026-03-02 16:00:00", "2026-03-02T16:01:00Z")
+
+
+def test_cold_start_is_said(client, known):
+    answer = post(client, {"targets": known[:2]}).json()
+    assert answer["cold_start"] is True
+    assert len(answer["predictions"]) == 2
+
+
+def test_every_response_is_labelled(client, predictor, known):
+    answer = post(client, {"targets": known[:1]}, **{"x-request-id": "abc-1"})
+    assert answer.headers["x-request-id"] == "abc-1"
+    assert answer.headers["x-model-version"] == predictor.version
+    forged = client.get("/livez", headers={"x-request-id": "x y\tz"}).headers["x-request-id"]
+    assert len(forged) == 32
+    assert client.get("/nowhere").headers["x-model-version"] == predictor.version
+
+
+NAN = "NaN"
+BAD = {
+    "no targets": ({"history": []}, "/targets", "is missing", None),
+    "empty targets": ({"targets": []}, "/targets", "at least 1 item", "array"),
+    "targets not a list": ({"targets": "q"}, "/targets", "valid list", "string"),
+    "too many targets": ({"targets": ["q"] * 10_001}, "/targets", "at most 10000 items", "array"),
+    "target of wrong type": ({"targets": ["q", 1.5]}, "/targets/1/question", "valid string", "number"),
+    "target null": ({"targets": [None]}, "/targets/0/question", "valid string", "null"),
+    "target without question": ({"targets": [{"test": "t"}]}, "/targets/0/question", "is missing", None),
+    "empty question": ({"targets": [""]}, "/targets/0/question", "at least 1 character", "string"),
+    "long question": ({"targets": ["q" * 201]}, "/targets/0/question", "at most 200 characters", "string"),
+    "half a surrogate": ('{"targets": ["\\ud800"]}', "/targets/0/question", "unicode", "string"),
+    "history not a list": ({"history": {}, "targets": ["q"]}, "/history", "valid list", "object"),
+    "answer missing": ({"history": [{"question": "q"}], "targets": ["q"]}, "/history/0/correct", "is missing", None),
+    "answer as text": ({"history": [event(correct="1")], "targets": ["q"]}, "/history/0/correct", "integer", "string"),
+    "answer as bool": (
+        {"history": [event(correct=True)], "targets": ["q"]},
+        "/history/0/correct",
+        "integer",
+        "boolean",
+    ),
+    "answer 2": (
+        {"history": [event(), event(correct=2)], "targets": ["q"]},
+        "/history/1/correct",
+        "equal to 1",
+        "integer",
+    ),
+    "answer hidden": (
+        {"history": [event(correct=-1)], "targets": ["q"]},
+        "/history/0/correct",
+        "equal to 0",
+        "integer",
+    ),
+    "answer NaN": (
+        '{"history": [{"question": "q", "correct": NaN}], "targets": ["q"]}',
+        "/history/0/correct",
+        "integer",
+        NAN,
+    ),
+    "answer infinite": (
+        '{"history": [{"question": "q", "correct": 1e999}], "targets": ["q"]}',
+        "/history/0/correct",
+        "integer",
+        "Infinity",
+    ),
+    "time NaN": (
+        '{"history": [{"question": "q", "correct": 1, "timestamp": NaN}], "targets": ["q"]}',
+        "/history/0/timestamp",
+        "NaN values not permitted",
+        NAN,
+    ),
+    "time in words": (
+        {"history": [event(timestamp="noon")], "targets": ["q"]},
+        "/history/0/timestamp",
+        "valid datetime",
+        "string",
+    ),
+    "at in the year 1e9": ({"targets": ["q"], "at": 1e18}, "/at", "after 9999", "number"),
+    "times on some events": (
+        {"history": [event(timestamp=1772467200), event()], "targets": ["q"]},
+        "/history/1/timestamp",
+        "send all or none",
+        None,
+    ),
+    "times run backwards": (
+        {"history": [event(timestamp=1772467200), event(timestamp=1772467199)], "targets": ["q"]},
+        "/history/1/timestamp",
+        "oldest first",
+        None,
+    ),
+    "too many rows": (
+        {"history": [event()] * 49_999, "targets": ["q", "r"]},
+        "/history",
+        "at most 50000 together",
+        None,
+    ),
+    "too many events": ({"history": [event()] * 50_001, "targets": ["q"]}, "/history", "at most 50000 items", "array"),
+    "unknown field": ({"targets": ["q"], "tagrets": []}, "/tagrets", "is not a known field", None),
+    "a list for a body": ([], "", "valid dictionary", "array"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused_with_the_field(client, name):
+    body, pointer, message, found = BAD[name]
+    answer = post(client, body)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["title"], problem["status"], problem["instance"]) == ("Unprocessable Entity", 422, "/v1/predict")
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["errors"][0]["pointer"] == pointer
+    assert message in problem["errors"][0]["message"]
+    assert problem["errors"][0].get("found") == found
+    assert message in problem["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/knowledge-state"])
+def test_errors_never_repeat_values(client, path):
+    secret = "Ada-Lovelace-1815"
+    for body in (
+        {"targets": [{"question": "q", "test": secret * 20}], "student": [secret]},
+        {"history": [event(correct=secret, timestamp=secret)], "targets": ["q"], "concepts": [secret], "at": secret},
+    ):
+        answer = post(client, body, path)
+        assert answer.status_code == 422
+        assert secret not in answer.text
+
+
+def test_what_is_not_json_is_refused(client):
+    for body in (b"", b"{", b'{"targets": ["q"]', b"[" * 100_000, b"\xff\xfe", b"nonsense"):
+        answer = post(client, body)
+        assert answer.status_code in (400, 422), body[:20]
+        assert answer.headers["content-type"] == "application/problem+json"
+    answer = client.post("/v1/predict", data={"targets": "q"})
+    assert answer.status_code == 415
+    assert "application/json" in answer.json()["detail"]
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_parsed(client):
+    filler = b" " * edge.MAX_BODY
+    announced = post(client, b'{"targets": ["q"]}' + filler)
+    assert announced.status_code == 413
+    assert announced.json()["title"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE.phrase
+
+    taken = 0
+
+    def chunks():
+        nonlocal taken
+        for _ in range(64):
+            taken += 1
+            yield b" " * (1 << 20)
+
+    chunked = client.post("/v1/predict", content=chunks(), headers={"content-type": "application/json"})
+    assert chunked.status_code == 413
+    just_fits = post(client, b'{"targets": ["q"]}'.ljust(edge.MAX_BODY))
+    assert just_fits.status_code == 200
+
+
+def test_a_chunked_body_is_not_read_past_the_limit(predictor):
+    read, sent = 0, []
+
+    async def receive():
+        nonlocal read
+        read += 1 << 20
+        return {"type": "http.request", "body": b" " * (1 << 20), "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    async def answer(query):
+        raise AssertionError("must not get here")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    asyncio.run(edge.Edge(build_app(predictor, answer), predictor.version)(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert read == edge.MAX_BODY + (1 << 20)
+
+
+def test_routes_and_verbs_that_do_not_exist_are_problems_too(client):
+    missing = client.get("/v2/everything")
+    assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
+    wrong_verb = client.get("/v1/predict")
+    assert (wrong_verb.status_code, wrong_verb.json()["title"]) == (405, "Method Not Allowed")
+    limit = client.get("/v1/questions?limit=many")
+    assert limit.status_code == 422
+    assert limit.json()["errors"][0]["pointer"] == "/limit"
+
+
+def test_a_crash_is_a_500_without_details(predictor):
+    async def answer(query):
+        raise RuntimeError("the secret of the house")
+
+    with TestClient(build_app(predictor, answer), raise_server_exceptions=False) as client:
+        crashed = post(client, {"targets": ["q"]})
+        assert crashed.status_code == 500
+        assert crashed.headers["content-type"] == "application/problem+json"
+        assert crashed.json()["request_id"] == crashed.headers["x-request-id"]
+        assert "secret" not in crashed.text
+        assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").status_code == 500
+
+
+def test_models_says_what_answers(client, predictor):
+    found = client.get("/v1/models").json()
+    assert found["model_version"] == predictor.version
+    assert {each["family"]: each["weight"] for each in found["members"]} == bundles.WEIGHTS
+    assert found["metrics"] == {"auc": 0.71, "auc_interval": [0.65, 0.77]}
+
+
+def test_questions_are_the_most_answered_first(client, predictor):
+    found = client.get("/v1/questions?limit=3").json()
+    assert found["total"] == len(predictor.catalogue.rows)
+    assert found["questions"] == predictor.catalogue.rows[:3]
+    assert set(found["questions"][0]) == {"question", "test", "concepts", "count", "difficulty"}
+
+
+def test_knowledge_state_moves_with_the_answers(client, predictor, known):
+    def ask(correct):
+        history = [event(question, correct) for question in known[:10]]
+        return post(client, {"history": history, "limit": 5}, "/v1/knowledge-state").json()
+
+    right, wrong = ask(1), ask(0)
+    assert len(right["concepts"]) == 5
+    assert [each["concept"] for each in right["concepts"]] == [each["concept"] for each in wrong["concepts"]]
+    means = [np.mean([each["mastery"] for each in state["concepts"]]) for state in (right, wrong)]
+    assert means[0] > means[1]
+    probes = right["concepts"][0]["probes"]
+    asked = post(client, {"history": [event(q, 1) for q in known[:10]], "targets": probes}).json()["predictions"]
+    assert right["concepts"][0]["mastery"] == pytest.approx(np.mean([each["probability"] for each in asked]))
+
+
+def test_knowledge_state_of_given_concepts(client, predictor):
+    wanted = predictor.catalogue.concepts[-2:]
+    found = post(client, {"concepts": wanted}, "/v1/knowledge-state").json()
+    assert [each["concept"] for each in found["concepts"]] == wanted
+    assert found["cold_start"] is True
+    refused = post(client, {"concepts": [wanted[0], "alchemy"]}, "/v1/knowledge-state")
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/concepts/1"
+    assert "alchemy" not in refused.text
+
+
+def test_openapi_examples_run_as_they_stand(client):
+    document = client.get("/openapi.json").json()
+    examples = 0
+    for path, verbs in document["paths"].items():
+        content = verbs.get("post", {}).get("requestBody", {}).get("content", {})
+        for example in content.get("application/json", {}).get("examples", {}).values():
+            assert post(client, example["value"], path).status_code == 200
+            examples += 1
+        if "get" in verbs:
+            assert client.get(path).status_code == 200
+    assert examples == 5
+
+
+def test_responses_are_what_the_schema_says(client, known):
+    from dkt_ray.serving import contract
+
+    contract.PredictResponse.model_validate(post(client, {"targets": known[:2]}).json())
+    contract.KnowledgeResponse.model_validate(post(client, {}, "/v1/knowledge-state").json())
+    contract.CatalogueResponse.model_validate(client.get("/v1/questions").json())
+    contract.ModelsResponse.model_validate(client.get("/v1/models").json())
+
+
+def test_the_docs_page_needs_nothing_from_elsewhere(client):
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
