@@ -10,13 +10,14 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 import httpx
 import numpy as np
 from pydantic import Field
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from dkt_ray.config import Config
 from dkt_ray.data.ingest import DataConfig
@@ -93,8 +94,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
     published = stages.run(
         "publish", lambda: publish.run(publish.PublishConfig(store=config.store, dataset=RUN, run=RUN))
     )
-    try:
-        address = stages.run("serve", lambda: _serve(config, published["bundle"]))
+    with contextlib.ExitStack() as served:
+        address = stages.run("serve", lambda: served.enter_context(_serving(config, published["bundle"])))
         probability = stages.run("ask", lambda: _ask(config, address))
         logger.info("report: %s", weighed["report"])
         logger.info("page:   %s/%s", address, PAGE)
@@ -102,8 +103,6 @@ def run(config: DemoConfig) -> dict[str, Any]:
         if config.stay:
             logger.info("serving until Ctrl-C")
             _wait_for_interrupt()
-    finally:
-        serve.shutdown()
     return {
         "rows": made["rows"],
         "users": made["users"],
@@ -157,14 +156,20 @@ def _tune_config(config: DemoConfig) -> sweep.TuneConfig:
     )
 
 
-def _serve(config: DemoConfig, bundle: str) -> str:
-    """Bring up the API with the bundle, and the page beside it; returns the address."""
+@contextlib.contextmanager
+def _serving(config: DemoConfig, bundle: str) -> Iterator[str]:
+    """The API with the bundle, and the page beside it, for as long as the context lasts; gives the address."""
     settings = rollout.RolloutConfig(
         bundle=bundle, store=config.store, host=config.host, port=config.port, reason="dkt demo"
     )
-    address: str = rollout.run(settings)["address"]
-    serve.run(demo(DemoPageArgs(api=address)), name=PAGE, route_prefix=f"/{PAGE}")
-    return address
+    try:
+        address: str = rollout.run(settings)["address"]
+        serve.run(demo(DemoPageArgs(api=address)), name=PAGE, route_prefix=f"/{PAGE}")
+        yield address
+    finally:
+        with contextlib.suppress(RayServeException):  # Serve did not come up
+            for name in (PAGE, rollout.APPLICATION):
+                serve.delete(name)
 
 
 def _ask(config: DemoConfig, address: str) -> float:

@@ -1,0 +1,112 @@
+"""`dkt publish`: make a bundle of a run's members, weights and encoder state, and put it into the registry."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dkt_ray.config import Config
+from dkt_ray.data.splits import TEST
+from dkt_ray.errors import ConfigError, NotFoundError
+from dkt_ray.features.dataset import Dataset, bucket_key
+from dkt_ray.registry import bundle
+from dkt_ray.registry.bundle import Provenance
+from dkt_ray.registry.store import Registry
+from dkt_ray.storage import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+
+class PublishConfig(Config):
+    """Settings of `dkt publish`."""
+
+    store: str = "data/store"
+    """Folder or s3://bucket/prefix."""
+    dataset: str = "default"
+    """The dataset that the run was tuned on."""
+    run: str = "default"
+    """The run whose members and weights are bundled."""
+    promote: bool = False
+    """Also move the alias, without a rollout: for a service that is not running."""
+    alias: str = "champion"
+    """Alias that `promote` moves."""
+
+
+def run(config: PublishConfig) -> dict[str, Any]:
+    """Build, verify and publish a bundle; the same run gives the same bundle.
+
+    Returns:
+        bundle (digest), metrics (of the ensemble, out of fold), promoted.
+
+    Raises:
+        NotFoundError: no such dataset or run, or the run has no weights yet.
+        ConfigError: the dataset was prepared anew since the run.
+        BundleError: the bundle does not verify; nothing is published.
+    """
+    store = open_store(config.store)
+    dataset = Dataset.open(store, config.dataset)
+    blend, facts = _read_run(store.child(f"runs/{config.run}"), config)
+    _check_dataset(facts, dataset)
+    with tempfile.TemporaryDirectory(prefix="dkt-publish-") as local:
+        folder = Path(local)
+        digest = _build(folder, dataset, store.child(f"runs/{config.run}"), blend, facts)
+        bundle.verify(folder / "bundle", digest)
+        registry = Registry(store)
+        registry.publish(folder / "bundle", digest)
+    if config.promote:
+        entry = registry.alias(config.alias)
+        registry.promote(config.alias, digest, entry.bundle if entry else None, "publish")
+    logger.info("published bundle %s%s", digest, f" as {config.alias}" if config.promote else "")
+    return {"bundle": digest, "metrics": blend["metrics"], "promoted": config.promote}
+
+
+def _read_run(run: Store, config: PublishConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """blend.json of a run, and member.json of each member that has a weight."""
+    try:
+        blend = run.read_json("blend.json")
+    except NotFoundError:
+        raise NotFoundError(
+            f"no weights in {run.url}: make them with dkt ensemble --set store={config.store} --set run={config.run}"
+        ) from None
+    return blend, {family: run.read_json(f"members/{family}/member.json") for family in blend["weights"]}
+
+
+def _check_dataset(facts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> None:
+    for family, fact in facts.items():
+        fitted, now = fact.get("dataset"), dataset.manifest.fingerprint
+        if fitted != now:
+            raise ConfigError(
+                f"member {family} was fitted on data with fingerprint {fitted}, dataset {dataset.name} now has {now}: "
+                "run dkt tune and dkt ensemble again"
+            )
+
+
+def _build(
+    folder: Path, dataset: Dataset, run: Store, blend: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]
+) -> str:
+    members = {family: folder / "members" / family for family in blend["weights"]}
+    for family, path in members.items():
+        path.mkdir(parents=True)
+        run.download(f"members/{family}/model", path)
+    provenance = Provenance(
+        dataset=dataset.name,
+        dataset_fingerprint=dataset.manifest.fingerprint,
+        protocol_fingerprint=blend["fingerprint"],
+        members={family: dict(fact) for family, fact in facts.items()},
+        blend={"method": blend["method"]},
+        metrics=blend["metrics"],
+    )
+    users = _training_users(dataset)
+    return bundle.build(folder / "bundle", dataset.state, members, blend["weights"], provenance, users)
+
+
+def _training_users(dataset: Dataset) -> Iterator[str]:
+    """Read only where the bundle records them."""
+    for bucket in range(dataset.manifest.buckets):
+        table = dataset.files.read_table(bucket_key("histories", bucket), columns=["user", "fold"])
+        for user, fold in zip(table["user"].to_pylist(), table["fold"].to_pylist(), strict=True):
+            if fold != TEST:
+                yield user

@@ -1,0 +1,162 @@
+"""(Ray) `dkt score`: the probability of every hidden (-1) answer of a file, as the competition's submission.
+
+The same validation, order and buckets as `dkt prepare`, the same predictor as the service, a Ray Data task per bucket.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from dkt_ray.config import Config
+from dkt_ray.data.buckets import merge
+from dkt_ray.data.history import Histories, graded
+from dkt_ray.data.ingest import DataConfig, inspect, read, run_tasks
+from dkt_ray.errors import InputError
+from dkt_ray.registry.cache import local_copy, resolve
+from dkt_ray.registry.store import Registry
+from dkt_ray.schema import UNKNOWN
+from dkt_ray.serving.predictor import Predictor
+from dkt_ray.storage import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+SUBMISSION: Final = ("id", "prediction")
+
+
+class ScoreConfig(Config):
+    """Settings of `dkt score`."""
+
+    data: DataConfig
+    """Logs whose hidden answers are wanted, with the answers that came before them; any bad row ends the job unless
+    `data.max_rejected` is given."""
+    out: str = "submission.csv"
+    """CSV to write: id,prediction; id counts the hidden rows by user (numbers in numeric order), then time."""
+    keys: str | None = None
+    """Another CSV to write: id,user,question for each row of `out`."""
+    store: str = "data/store"
+    """Folder or s3://bucket/prefix."""
+    bundle: str = "champion"
+    """Digest or alias."""
+    copies: str | None = None
+    """Local folder for copies of bundles; unset: one in the system's temporary folder."""
+
+
+def run(config: ScoreConfig) -> dict[str, Any]:
+    """Score every hidden row.
+
+    Returns:
+        rows (scored), users (with a hidden row), bundle, out, mean (probability), seconds.
+
+    Raises:
+        InputError: bad rows, no hidden row, or fewer probabilities than hidden rows.
+        NotFoundError: no such file, bundle or alias.
+        BundleError: the bundle is damaged.
+    """
+    started = time.monotonic()
+    store = open_store(config.store)
+    digest = resolve(Registry(store), config.bundle)
+    local_copy(Registry(store), digest, _folder(config.copies))  # refuse a bad bundle before the work begins
+    data = config.data
+    if "max_rejected" not in data.model_fields_set:
+        data = data.model_copy(update={"max_rejected": 0.0})
+    work = f"tmp/score-{uuid.uuid4().hex}"
+    try:
+        scored = _score(config, data, digest, store, store.child(work))
+    finally:
+        store.delete_prefix(work)
+    _write(config.out, scored.select(SUBMISSION))
+    if config.keys is not None:
+        _write(config.keys, scored.select("id", "user", "question"))
+    logger.info("%d probabilities in %s", len(scored), config.out)
+    return {
+        "rows": len(scored),
+        "users": scored["user"].n_unique(),
+        "bundle": digest,
+        "out": config.out,
+        "mean": round(float(scored["prediction"].to_numpy().mean()), 6),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def order(scored: pl.DataFrame) -> pl.DataFrame:
+    """Number hidden rows by user (numerically where all users are whole numbers), then by their place in the history.
+
+    Args:
+        scored: user, position, question, prediction; any order.
+
+    Returns:
+        The same with `id` from 0.
+    """
+    numeric = scored["user"].str.contains(r"^-?\d{1,18}$").all()
+    key = pl.col("user").cast(pl.Int64) if numeric else pl.col("user")
+    return scored.sort(key, "position").with_row_index("id")
+
+
+def score_bucket(histories: Histories, predictor: Predictor) -> pl.DataFrame:
+    """Every hidden row of the histories: user, position, question, prediction."""
+    rows = np.flatnonzero(~graded(histories.correct))
+    owner = np.searchsorted(histories.offsets, rows, "right") - 1
+    return pl.DataFrame(
+        {
+            "user": pl.Series(histories.users[owner], dtype=pl.String),
+            "position": rows - histories.offsets[owner],
+            "question": pl.Series(histories.question.take(rows).strings(), dtype=pl.String),
+            "prediction": predictor.score_rows(histories).probability,
+        }
+    )
+
+
+def _score(config: ScoreConfig, data: DataConfig, digest: str, store: Store, work: Store) -> pl.DataFrame:
+    inputs = inspect(data)
+    rejected = open_store(f"{config.out}.rejected")
+    shards = read(data, inputs, inputs.buckets, work, rejected, needs_answers=False)
+    items = [{"bucket": bucket, "keys": keys} for bucket, keys in sorted(shards.keys.items())]
+    task = partial(_score_bucket, timed=inputs.timed, work=work, store=store.url, digest=digest, copies=config.copies)
+    reports = list(run_tasks(task, items, "score buckets"))
+    hidden = sum(report["hidden"] for report in reports)
+    if not hidden:
+        raise InputError(f"{data.path}: no hidden answer (answer code -1) in it, so there is nothing to score")
+    scored = pl.concat([pl.DataFrame(work.read_table(report["key"])) for report in reports])
+    if len(scored) != hidden:
+        raise InputError(
+            f"{data.path}: {hidden} hidden rows, but {len(scored)} probabilities: {hidden - len(scored)} of the rows "
+            "are exact duplicates; remove them"
+        )
+    return order(scored)
+
+
+def _score_bucket(
+    item: dict[str, Any], timed: bool, work: Store, store: str, digest: str, copies: str | None
+) -> dict[str, Any]:
+    """One bucket of users (runs in a Ray worker)."""
+    tables = [work.read_table(key) for key in item["keys"]]
+    hidden = sum(int((pl.Series(table["correct"]) == UNKNOWN).sum()) for table in tables)
+    histories, _ = merge(tables, timed)
+    key = f"scores/b={item['bucket']:03d}.parquet"
+    work.write_table(key, score_bucket(histories, _predictor(store, digest, copies)).to_arrow())
+    return {"hidden": hidden, "key": key}
+
+
+@cache
+def _predictor(store: str, digest: str, copies: str | None) -> Predictor:
+    """Loaded once in a worker process; Ray may use a process for many buckets."""
+    return Predictor.load(local_copy(Registry(open_store(store)), digest, _folder(copies)), digest)
+
+
+def _folder(copies: str | None) -> Path | None:
+    return Path(copies) if copies else None
+
+
+def _write(url: str, table: pl.DataFrame) -> None:
+    """Write a CSV whole or not at all."""
+    folder, _, name = url.rpartition("/")
+    open_store(folder or os.curdir).write(name, table.write_csv().encode())

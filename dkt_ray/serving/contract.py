@@ -1,0 +1,220 @@
+"""What the HTTP API reads and writes, and how a request becomes a `Query`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from dkt_ray.data.query import Query
+from dkt_ray.errors import InputError
+from dkt_ray.schema import CONCEPT_SEPARATOR
+
+MAX_ROWS: Final = 50_000  # events and targets of one request
+MAX_TARGETS: Final = 10_000
+MAX_CONCEPTS: Final = 3_000  # times 3 probes: within MAX_TARGETS
+MAX_CATALOGUE: Final = 100_000
+
+
+class FieldError(InputError):
+    """A request whose fields are valid one by one but not together."""
+
+    def __init__(self, pointer: str, message: str) -> None:
+        super().__init__(f"{pointer}: {message}")
+        self.pointer = pointer
+        self.message = message
+
+
+def _text(value: Any) -> Any:
+    """Whole numbers are accepted as ids."""
+    return str(value) if type(value) is int else value
+
+
+def _target(value: Any) -> Any:
+    """A bare question id is accepted as a target."""
+    return value if isinstance(value, dict) else {"question": value}
+
+
+Identifier = Annotated[
+    str, Field(min_length=1, max_length=200), BeforeValidator(_text, json_schema_input_type=str | int)
+]
+Answer = Annotated[int, Field(strict=True, ge=0, le=1, description="1 right, 0 wrong")]
+Concepts = Annotated[list[Identifier], Field(max_length=64, fail_fast=True)]
+
+
+class Part(BaseModel):
+    """Base of everything in a request: an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Event(Part):
+    """One answered question."""
+
+    question: Identifier
+    correct: Answer
+    timestamp: datetime | None = Field(
+        None, description="`YYYY-MM-DD HH:MM:SS`, ISO 8601 (no zone: UTC) or epoch; for all events or for none"
+    )
+    test: Identifier | None = Field(None, description="only needed for a question that the model does not know")
+    concepts: Concepts | None = Field(None, description="only needed for a question that the model does not know")
+
+
+class Target(Part):
+    """One question to be scored."""
+
+    question: Identifier
+    test: Identifier | None = None
+    concepts: Concepts | None = None
+
+
+History = Annotated[
+    list[Event],
+    Field(max_length=MAX_ROWS, fail_fast=True, description="answered questions, oldest first; may be empty"),
+]
+AnyTarget = Annotated[Target, BeforeValidator(_target, json_schema_input_type=str | int | Target)]
+
+
+class StudentRequest(Part):
+    """What every request says about a student."""
+
+    student: Identifier | None = Field(None, description="not used for scoring and not stored")
+    history: History = []
+    at: datetime | None = Field(None, description="when the targets are shown")
+
+
+class PredictRequest(StudentRequest):
+    """A student and the questions to be scored."""
+
+    targets: Annotated[list[AnyTarget], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
+
+
+class KnowledgeRequest(StudentRequest):
+    """A student whose mastery is asked for."""
+
+    concepts: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_CONCEPTS, fail_fast=True)] | None = Field(
+        None, description="default: those of the history, the latest first, then the most answered ones"
+    )
+    limit: Annotated[int, Field(strict=True, ge=1, le=MAX_CONCEPTS)] = 20
+
+
+class Prediction(BaseModel):
+    """The answer for one target."""
+
+    question: str
+    probability: float = Field(description="probability of a right answer, the ensemble's")
+    members: dict[str, float] = Field(description="probability of each member of the ensemble")
+    unknown_question: bool = Field(
+        description="not in the model's vocabulary: judged by its test, concepts, or overall"
+    )
+
+
+class PredictResponse(BaseModel):
+    """The answers in the order of the targets."""
+
+    model_version: str
+    cold_start: bool = Field(description="the history was empty")
+    weights: dict[str, float]
+    predictions: list[Prediction]
+
+
+class ConceptMastery(BaseModel):
+    """Mastery of one concept."""
+
+    concept: str
+    mastery: float = Field(description="mean probability of a right answer over the probes")
+    probes: list[str] = Field(description="at most three questions that stand for the concept")
+
+
+class KnowledgeResponse(BaseModel):
+    """Mastery of each concept that was asked for, in that order."""
+
+    model_version: str
+    cold_start: bool
+    concepts: list[ConceptMastery]
+
+
+class CatalogueEntry(BaseModel):
+    """One question that the model knows."""
+
+    question: str
+    test: str
+    concepts: list[str]
+    count: int = Field(description="answers of training users")
+    difficulty: float = Field(description="share of wrong answers of training users, smoothed")
+
+
+class CatalogueResponse(BaseModel):
+    """The most answered questions first."""
+
+    model_version: str
+    total: int
+    questions: list[CatalogueEntry]
+
+
+class ModelsResponse(BaseModel):
+    """The bundle behind this service."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model_version: str
+    members: list[dict[str, Any]]
+    metrics: dict[str, Any]
+
+
+class Health(BaseModel):
+    """Alive, or ready."""
+
+    status: str
+
+
+def query(request: StudentRequest, targets: Sequence[Target]) -> Query:
+    """A request as columns.
+
+    Raises:
+        FieldError: too many rows together, events out of order, or only some of them timed.
+    """
+    history = request.history
+    if len(history) + len(targets) > MAX_ROWS:
+        raise FieldError(
+            "/history",
+            f"{len(history)} events, {len(targets)} targets; expected at most {MAX_ROWS} together: send the latest",
+        )
+    return Query(
+        question=[event.question for event in history],
+        correct=[event.correct for event in history],
+        test=[event.test or "" for event in history],
+        concepts=[_canonical(event.concepts) for event in history],
+        timestamp=_times(history),
+        target=[target.question for target in targets],
+        target_test=[target.test or "" for target in targets],
+        target_concepts=[_canonical(target.concepts) for target in targets],
+        at=None if request.at is None else _milliseconds(request.at),
+    )
+
+
+def _times(history: Sequence[Event]) -> list[int] | None:
+    times = [_milliseconds(event.timestamp) for event in history if event.timestamp is not None]
+    if not times:
+        return None
+    if len(times) < len(history):
+        missing = next(index for index, event in enumerate(history) if event.timestamp is None)
+        raise FieldError(f"/history/{missing}/timestamp", "missing, while other events have one; send all or none")
+    for index, (before, after) in enumerate(pairwise(times), 1):
+        if after < before:
+            raise FieldError(f"/history/{index}/timestamp", "earlier than the event before it; send the oldest first")
+    return times
+
+
+def _milliseconds(time: datetime) -> int:
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _canonical(concepts: Sequence[str] | None) -> str:
+    if not concepts:
+        return ""
+    tags = {tag.strip() for concept in concepts for tag in concept.split(CONCEPT_SEPARATOR)}
+    return CONCEPT_SEPARATOR.join(sorted(tags - {""}))

@@ -1,0 +1,139 @@
+"""(Ray) The `api` application: FastAPI fused with the predictor in one replica, autoscaled, with dynamic batching.
+
+A bundle is an argument of the application: other bundle, other replicas. They start before the old ones stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from pydantic import Field, model_validator
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from dkt_ray.config import Config
+from dkt_ray.errors import DktError
+from dkt_ray.registry.cache import local_copy, resolve
+from dkt_ray.registry.store import Registry
+from dkt_ray.serving.api import build_app
+from dkt_ray.serving.batching import Batcher
+from dkt_ray.serving.contract import MAX_ROWS
+from dkt_ray.serving.predictor import Predictor
+from dkt_ray.storage import open_store
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT: Final = "predictor"
+LOOK_BACK_S: Final = 15.0  # above the 10 s between load reports; scaling delays below it make replicas come and go
+STUCK_S: Final = 60.0  # a batch that runs longer than this takes its replica with it
+
+
+class ServeArgs(Config):
+    """Arguments of the `api` application."""
+
+    store: str = "data/store"
+    """Folder or s3://bucket/prefix."""
+    bundle: str = "champion"
+    """Digest of a bundle, or an alias: read once, when the application is built."""
+    cache: str | None = None
+    """Local folder for copies of bundles; unset: one in the system's temporary folder."""
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=2, ge=1)
+    target_ongoing_requests: float = Field(default=8.0, gt=0)
+    """Requests per replica that autoscaling aims at."""
+    upscale_delay_s: float = Field(default=LOOK_BACK_S, ge=LOOK_BACK_S)
+    downscale_delay_s: float = Field(default=120.0, ge=LOOK_BACK_S)
+    max_batch_requests: int = Field(default=32, ge=1)
+    """Requests that are scored in one pass."""
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests that one replica works on at a time."""
+    max_queued_requests: int = Field(default=256, ge=1)
+    """Requests that wait for a replica; more are answered with 429."""
+    num_cpus: float = Field(default=0.5, gt=0)
+    """Logical CPUs that a replica reserves."""
+    graceful_shutdown_s: float = Field(default=20.0, gt=0)
+    """How long a replica that leaves may finish its requests."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ServeArgs:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
+class ReplicaError(DktError):
+    """A replica cannot go on; Serve replaces it."""
+
+
+@serve.ingress()
+class Replica:
+    """One process that serves one bundle; it is ready when the bundle is verified and warm."""
+
+    def __init__(self, args: ServeArgs, digest: str) -> None:
+        _one_thread()
+        self._args = args.model_copy(update={"bundle": digest})
+        cache = Path(args.cache) if args.cache else None
+        folder = local_copy(Registry(open_store(args.store)), digest, cache)
+        self._predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
+        self._batcher = Batcher(self._predictor.answer, args.max_batch_requests, MAX_ROWS)
+        logger.info("bundle %s is ready", digest)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve's hook: the app is made in the replica, after the bundle was loaded."""
+        return build_app(self._predictor, self._batcher, names_requests=False)  # Serve's proxy does
+
+    def arguments(self) -> ServeArgs:
+        """What this replica runs, its bundle as a digest: what a rollout goes back to."""
+        return self._args
+
+    def check_health(self) -> None:
+        """Raise when scoring hangs: a thread cannot be stopped, a replica can."""
+        if self._batcher.busy_s > STUCK_S:
+            raise ReplicaError(f"one batch has been running for {self._batcher.busy_s:.0f} s")
+
+
+def application(args: ServeArgs) -> Application:
+    """The `api` application for `serve.run` and `serve deploy`.
+
+    Raises:
+        NotFoundError: no such bundle or alias in the store.
+    """
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        ray_actor_options={"num_cpus": args.num_cpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=args.min_replicas,
+            initial_replicas=args.min_replicas,
+            max_replicas=args.max_replicas,
+            target_ongoing_requests=args.target_ongoing_requests,
+            look_back_period_s=LOOK_BACK_S,
+            upscale_delay_s=args.upscale_delay_s,
+            downscale_delay_s=args.downscale_delay_s,
+        ),
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=args.graceful_shutdown_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5,
+        health_check_timeout_s=20,
+        max_constructor_retry_count=2,
+        rolling_update_percentage=1.0,
+        max_surge_percent=100,
+    )(Replica)
+    registry = Registry(open_store(args.store))
+    absolute = args.model_copy(update={"store": registry.store.url})  # replicas have working folders of their own
+    return deployment.bind(absolute, resolve(registry, args.bundle))
+
+
+def _one_thread() -> None:
+    """Replicas share the machine's cores: parallelism comes from replicas, not from threads in one."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(1)

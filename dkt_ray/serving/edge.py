@@ -1,0 +1,209 @@
+"""The HTTP edge: body limit, request id, version header, and errors as RFC 9457 problem details.
+
+No error repeats what was sent: a problem names the field and the kind of value found, never the value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+
+from dkt_ray.serving.contract import FieldError
+
+MAX_BODY: Final = 8 << 20  # bytes
+PROBLEM: Final = "application/problem+json"
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+MAX_NAME: Final = 64  # characters of a field name that an error repeats
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Edge:
+    """ASGI middleware: reads a body whole, up to the limit, before anything parses it, and labels every response.
+
+    Args:
+        version: the model's version.
+        names_requests: whether responses get X-Request-Id here; false where a proxy in front does that.
+    """
+
+    def __init__(self, app: App, version: str, names_requests: bool = True) -> None:
+        self.app = app
+        self.version = version
+        self.names_requests = names_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def labelled(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                out = MutableHeaders(raw=message["headers"])
+                if self.names_requests:
+                    out["x-request-id"] = request_id
+                out["x-model-version"] = self.version
+                out["x-content-type-options"] = "nosniff"
+                message["headers"] = out.raw
+            await send(message)
+
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self.app(scope, receive, labelled)
+            return
+        refusal = _refusal(headers, scope["path"], request_id)
+        body = None if refusal else await _read(receive)
+        if body is None:
+            await (refusal or _too_large(scope["path"], request_id))(scope, receive, labelled)
+            return
+        await self.app(scope, _replay(body, receive), labelled)
+
+
+def install(app: FastAPI, version: str, names_requests: bool) -> None:
+    """Put the edge around an app and turn its errors into problem details."""
+    app.add_middleware(Edge, version=version, names_requests=names_requests)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(FieldError, _on_field)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_crash)
+
+
+def problem(
+    status: HTTPStatus,
+    detail: str,
+    instance: str,
+    request_id: str,
+    errors: Sequence[Mapping[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Problem details (RFC 9457), with the request's id and the fields at fault."""
+    content: dict[str, Any] = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    content |= {"instance": instance, "request_id": request_id}
+    if errors:
+        content["errors"] = list(errors)
+    return Response(json.dumps(content), status.value, headers, PROBLEM)
+
+
+def _refusal(headers: Mapping[bytes, bytes], path: str, request_id: str) -> Response | None:
+    """What can be refused from the headers alone."""
+    media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if media != b"application/json":
+        detail = "Content-Type is not application/json; send the request as JSON with that header"
+        return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, path, request_id)
+    length = headers.get(b"content-length", b"0")
+    return _too_large(path, request_id) if length.isdigit() and int(length) > MAX_BODY else None
+
+
+def _too_large(path: str, request_id: str) -> Response:
+    detail = f"The body is over the limit of {MAX_BODY} bytes; send the latest events only, or fewer targets a request"
+    return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, path, request_id, headers={"connection": "close"})
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body, or None as soon as it is over the limit (chunked bodies announce no length)."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            return None
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def once() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once
+
+
+def _on_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        where = problems[0]["loc"][-1]
+        detail = f"The body is not valid JSON: {problems[0]['ctx']['error']} at character {where}"
+        return _respond(request, HTTPStatus.BAD_REQUEST, detail)
+    errors = [_explain(each) for each in problems]
+    first = errors[0]
+    detail = f"{first['pointer'] or 'the body'}: {first['message']}"
+    return _respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors)
+
+
+def _on_field(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FieldError)
+    errors = [{"pointer": error.pointer, "message": error.message}]
+    return _respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors)
+
+
+def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _respond(request, HTTPStatus(error.status_code), str(error.detail), headers=error.headers)
+
+
+def _on_crash(request: Request, error: Exception) -> Response:
+    """The client learns the id under which the error stands in the log, nothing else."""
+    request_id = request.scope.get("state", {}).get("request_id", "")
+    return _respond(
+        request,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "An error on our side; the log has it",
+        headers={"x-request-id": request_id},
+    )
+
+
+def _respond(
+    request: Request,
+    status: HTTPStatus,
+    detail: str,
+    errors: Sequence[Mapping[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    request_id = request.scope.get("state", {}).get("request_id", "")
+    return problem(status, detail, request.url.path, request_id, errors, headers)
+
+
+def _explain(error: Mapping[str, Any]) -> dict[str, str]:
+    """Field, what was expected, and the kind of value found, from one of pydantic's errors."""
+    parts = [str(part)[:MAX_NAME] for part in error["loc"][1:]]  # without "body" or "query"
+    pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in parts)
+    plain = {"missing": "is missing", "extra_forbidden": "is not a known field"}.get(error["type"])
+    if plain is not None:
+        return {"pointer": pointer, "message": plain}
+    wanted = re.sub(r"^\w+ should (be|have) ", "", str(error["msg"])).replace(" after validation", "")
+    return {"pointer": pointer, "message": f"expected {wanted}", "found": _kind(error.get("input"))}
+
+
+def _kind(value: Any) -> str:
+    """The JSON type of a value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity"
+    names = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+    return names.get(type(value), "object")

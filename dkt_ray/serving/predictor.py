@@ -1,0 +1,124 @@
+"""The predictor: one loaded bundle that answers requests and scores rows; no Ray, no training code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dkt_ray.data.history import Histories, Targets
+from dkt_ray.data.query import Query
+from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.registry import bundle
+from dkt_ray.registry.bundle import Bundle, Manifest
+from dkt_ray.registry.catalogue import Catalogue
+
+
+class Mastery(NamedTuple):
+    """How well a student knows a concept: the mean probability over its probe questions."""
+
+    concept: str
+    mastery: float
+    probes: list[str]
+
+
+class Predictor:
+    """Scores with one immutable bundle; equal results one by one, in a batch, and over HTTP."""
+
+    def __init__(self, loaded: Bundle) -> None:
+        self._bundle = loaded
+
+    @classmethod
+    def load(cls, folder: Path, digest: str | None = None, verify: bool = True) -> Predictor:
+        """Load a bundle's folder.
+
+        Args:
+            digest: what the bundle must be; None: whatever it is.
+            verify: replay the golden requests too (file digests are always checked).
+
+        Raises:
+            BundleError: the bundle is damaged, incomplete, or does not answer as it did when it was made.
+        """
+        return cls((bundle.verify if verify else bundle.load)(folder, digest))
+
+    @property
+    def version(self) -> str:
+        """Digest of the bundle."""
+        return self._bundle.digest
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Families of the ensemble."""
+        return tuple(self._bundle.scorer.weights)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each family."""
+        return self._bundle.scorer.weights
+
+    @property
+    def manifest(self) -> Manifest:
+        """Where the bundle came from."""
+        return self._bundle.manifest
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The questions that the bundle knows."""
+        return self._bundle.catalogue
+
+    def score(self, histories: Histories, targets: Targets) -> Scores:
+        """Probability of a right answer to each target after its user's history; see `Scorer.score`."""
+        return self._bundle.scorer.score(histories, targets)
+
+    def score_rows(self, histories: Histories) -> Scores:
+        """Score every hidden (-1) row of the histories, in their order."""
+        return self._bundle.scorer.score_hidden(histories)
+
+    def answer(self, queries: Sequence[Query]) -> list[Scores]:
+        """Score many requests in one pass; each gets what it would get alone."""
+        return self._bundle.scorer.score_queries(queries)
+
+
+def shown_concepts(
+    catalogue: Catalogue, history: Sequence[str], given: Sequence[Sequence[str]], limit: int
+) -> list[str]:
+    """Concepts worth showing for a student: those of the history, the latest first, then the most answered ones.
+
+    Args:
+        history: questions answered, oldest first.
+        given: concepts that the request brought with each of them (empty: look them up).
+    """
+    own = catalogue.concepts_of
+    met = [concept for q, concepts in zip(history, given, strict=True) for concept in (concepts or own.get(q, []))]
+    return list(dict.fromkeys([*reversed(met), *catalogue.concepts]))[:limit]
+
+
+def mastery(probes: Mapping[str, Sequence[str]], targets: Sequence[str], scores: Scores) -> list[Mastery]:
+    """Mean probability per concept.
+
+    Args:
+        probes: concept -> its probe questions, all of them in `targets`.
+        targets: the questions that `scores` are about.
+    """
+    at = {question: index for index, question in enumerate(targets)}
+    return [
+        Mastery(concept, float(scores.probability[[at[q] for q in questions]].mean()), list(questions))
+        for concept, questions in probes.items()
+    ]
+
+
+def describe(predictor: Predictor) -> dict[str, Any]:
+    """What `GET /v1/models` says about the bundle."""
+    provenance = predictor.manifest.provenance
+    return {
+        "model_version": predictor.version,
+        "members": [
+            {"family": family, "weight": weight, **provenance.members.get(family, {})}
+            for family, weight in predictor.weights.items()
+        ],
+        "metrics": provenance.metrics,
+        "dataset": provenance.dataset,
+        "dataset_fingerprint": provenance.dataset_fingerprint,
+        "protocol_fingerprint": provenance.protocol_fingerprint,
+        "packages": predictor.manifest.packages,
+    }
