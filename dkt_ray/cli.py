@@ -10,7 +10,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final, Literal, NamedTuple
 
@@ -81,8 +82,8 @@ def run_job(name: str, argv: Sequence[str]) -> int:
         log.configure()
         if job.ray != "none":
             session.connect(running=job.ray == "cluster")
-        signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which has a handler of its own
-        result = module.run(config)
+        with _interruptible():
+            result = module.run(config)
     except DktError as error:
         sys.stderr.write(f"dkt {name}: {type(error).__name__}: {error}\n")
         return 2
@@ -94,9 +95,19 @@ def run_job(name: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a job as Ctrl-C does: cleanly."""
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGINT end a job cleanly: Ray's handler for the first and a shell's "ignore" for the other do not."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _usage() -> str:

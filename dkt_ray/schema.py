@@ -1,6 +1,6 @@
 """The data contract: raw column names, canonical names, and the meaning of an answer code.
 
-Raw names exist only here. Everything past `data/ingest.py` speaks of user, question, test, correct, timestamp, concepts.
+Raw names exist only here. Past `data/ingest.py`, all speak of user, question, test, correct, timestamp, concepts.
 """
 
 from typing import Final

@@ -30,11 +30,11 @@ from dkt_ray import __version__
 from dkt_ray.config import Config, build
 from dkt_ray.data import reader
 from dkt_ray.data.buckets import merge
-from dkt_ray.features.dataset import MANIFEST, Manifest, bucket_key, encode_users, folder, rows_to_table
 from dkt_ray.data.history import Histories, Int8, Strings, graded, ranges
 from dkt_ray.data.ingest import DataConfig, Inputs, Shards, inspect, read, read_split, run_tasks
 from dkt_ray.data.splits import TEST, assign_folds, folds_from_file
 from dkt_ray.data.windows import context_segments
+from dkt_ray.features.dataset import MANIFEST, Manifest, bucket_key, encode_users, folder, rows_to_table
 from dkt_ray.features.difficulty import Counts, count
 from dkt_ray.features.state import STATE_VERSION, EncoderConfig, EncoderState, Moments, fit, moments
 from dkt_ray.features.student import NUMBER_NAMES

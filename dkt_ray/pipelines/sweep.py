@@ -57,7 +57,7 @@ class TuneConfig(SearchConfig):
     """Folder or s3://bucket/prefix."""
     dataset: str = "default"
     """The prepared dataset; its folds are used, and trials are validated on fold 0."""
-    run: str = "default"
+    run: str = Field(default="default", pattern=r"^[A-Za-z0-9._-]+$")
     """Name under which trials and members are stored."""
     families: tuple[str, ...] = tuple(CATALOG)
     """Model families; default: the whole catalog."""
@@ -219,7 +219,7 @@ def _choice(family: str, trials: pa.Table, digest: str) -> Chosen:
     own = trials.filter(pc.equal(trials["digest"], digest)).to_pylist()
     finished = [row for row in own if row["auc"] is not None]
     if not finished:
-        reasons = "; ".join(sorted({row["reason"] for row in own})) or "the time budget was too short"
+        reasons = "; ".join(sorted({row["reason"] for row in own if row["reason"]})) or "the time budget was too short"
         raise TrainingError(f"no trial of {family} finished ({len(own)} tried): {reasons}")
     best = max(finished, key=lambda row: row["auc"])
     return Chosen(family, json.loads(best["config"]), best["best_iteration"], len(own), digest)

@@ -142,7 +142,9 @@ def fit_members(
             _strike(left, ended, manifest, run)
 
 
-def _start(fit: Fit, resources: Mapping[str, Resources], users: ray.ObjectRef[TrainingUsers], run: Store) -> ray.ObjectRef[None]:
+def _start(
+    fit: Fit, resources: Mapping[str, Resources], users: ray.ObjectRef[TrainingUsers], run: Store
+) -> ray.ObjectRef[None]:
     # a process that CUDA has once shown no GPU never sees one: where some fits have one, none inherits a process
     once = int(any(share.gpus for share in resources.values()))
     task = ray.remote(max_calls=once)(_refit if fit.fold == ALL else _score_fold)

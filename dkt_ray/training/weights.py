@@ -8,10 +8,8 @@ Legend: N rows, K members, F folds, T trials.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -24,12 +22,13 @@ from scipy.special import softmax
 from dkt_ray.data.history import Int8
 from dkt_ray.ensemble.blend import Floats, blend
 from dkt_ray.metrics import auc
+from dkt_ray.training.resources import environment
+from dkt_ray.training.tuning import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
 _SPREAD: Final = 4.0  # proposed log-weights lie between -_SPREAD and _SPREAD
 _WITHOUT: Final = "without"
-_NEW_OUTPUT: Final = "RAY_AIR_NEW_OUTPUT"
 
 
 def search_weights(p: Floats, y: Int8, fold: Int8, trials: int, seed: int) -> tuple[Floats, Floats]:
@@ -63,7 +62,7 @@ def _run_trials(data: dict[str, Any], members: int, trials: int, seed: int) -> l
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {_name(k): tune.uniform(-_SPREAD, _SPREAD) for k in range(members)}
     plain_mean = {_name(k): 0.0 for k in range(members)}
-    with tempfile.TemporaryDirectory(prefix="dkt-weights-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="dkt-weights-") as folder, environment(ENVIRONMENT):
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(WeightsTrial, **data), {"cpu": 1}),
             param_space=space,
@@ -116,20 +115,6 @@ class _Lines(tune.Callback):
         self._done += 1
         self._best = max(self._best, trial.last_result["auc"])
         logger.info("search weights %d/%d, best auc %.4f", self._done, self._total, self._best)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Tune's older output for the time of one experiment: it is the one that `verbose=0` really silences."""
-    before = os.environ.get(_NEW_OUTPUT)
-    os.environ[_NEW_OUTPUT] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_NEW_OUTPUT]
-        else:
-            os.environ[_NEW_OUTPUT] = before
 
 
 def _auc(y: Int8, p: Floats) -> float:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -53,17 +54,42 @@ def check(result: dict[str, Any]) -> None:
     assert 0 < result["probability"] < 1
 
 
-def test_simulated_data_then_a_second_run_that_reuses_everything(tmp_path: Path) -> None:
+def test_simulated_data_then_a_second_run_that_reuses_everything_and_ends_with_all_that_it_started(
+    tmp_path: Path,
+) -> None:
     first, _ = demo(str(tmp_path))
     check(first)
     assert first["rows"] > 10_000
     assert first["auc"]["ensemble"] < first["auc"]["oracle"]
-    second, log = demo(str(tmp_path))
-    assert {name: second[name] for name in ("auc", "weights", "bundle", "probability")} == {
-        name: first[name] for name in ("auc", "weights", "bundle", "probability")
-    }
+    second, log = interrupted_demo(str(tmp_path))
+    for name in ("rows", "users", "auc", "weights", "bundle", "probability"):
+        assert second[name] == first[name], name
     for stage in ("simulate", "prepare", "tune", "ensemble"):
         assert re.search(rf"== {stage} done in [0-9.]+ s \(nothing has changed", log), stage
+
+
+def interrupted_demo(store: str) -> tuple[dict[str, Any], str]:
+    """Run until it serves, look at the page, interrupt; the JSON line, and what was logged."""
+    process = subprocess.Popen(
+        command(store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert process.stderr is not None
+    log = ""
+    for line in process.stderr:
+        log += line
+        if "serving until" in line:
+            break
+    page = re.search(r"page: +(http://[^\s\"]+)", log)
+    assert page, log[-4000:]
+    assert "gradio" in httpx.get(page[1], follow_redirects=True, timeout=30, trust_env=False).text
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) > 3, "Ray's processes"
+    process.send_signal(signal.SIGINT)
+    out, rest = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert [other.name() for other in alive] == []
+    assert process.returncode == 0, rest[-4000:]
+    return json.loads(out.splitlines()[-1]), log
 
 
 @pytest.mark.real_data
@@ -72,23 +98,3 @@ def test_real_log_on_s3(real_data: Path, seaweedfs: str) -> None:
     check(result)
     assert result["users"] == 92
     assert result["rows"] == 77_419
-
-
-def test_interrupt_ends_everything_that_it_started(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if "serving until" in line:
-            break
-    else:
-        pytest.fail("".join(seen)[-4000:])
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert len(started) > 3, "Ray's processes"
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(started, timeout=20)
-    assert [other.name() for other in alive] == []

@@ -12,8 +12,8 @@ import pytest
 
 from dkt_ray.config import build
 from dkt_ray.data import parse as p
-from dkt_ray.features.dataset import Dataset, encode_users, rows_to_table
 from dkt_ray.errors import InputError, StorageError
+from dkt_ray.features.dataset import Dataset, encode_users, rows_to_table
 from dkt_ray.pipelines.prepare import PrepareConfig, run
 from dkt_ray.schema import RAW_COLUMNS
 from dkt_ray.storage import open_input, open_store

@@ -7,6 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dkt_ray.data.history import Coded, Histories
+from dkt_ray.data.splits import TEST
+from dkt_ray.errors import ConfigError, NotFoundError, StorageError
+from dkt_ray.features.batch import Rows
 from dkt_ray.features.dataset import (
     MANIFEST,
     Dataset,
@@ -18,10 +22,6 @@ from dkt_ray.features.dataset import (
     rows_from_table,
     rows_to_table,
 )
-from dkt_ray.data.history import Coded, Histories
-from dkt_ray.data.splits import TEST
-from dkt_ray.errors import ConfigError, NotFoundError, StorageError
-from dkt_ray.features.batch import Rows
 from dkt_ray.features.difficulty import count
 from dkt_ray.features.encoder import encode
 from dkt_ray.features.state import EncoderConfig, EncoderState, fit

@@ -1,0 +1,480 @@
+"""The pure parts of a sweep: proposals, whose turn it is, early stopping, resources, reports, digests, the choice."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from dkt_ray.config import build
+from dkt_ray.errors import ConfigError, TrainingError
+from dkt_ray.features.batch import Rows
+from dkt_ray.features.dataset import Manifest, Split
+from dkt_ray.models.base import Between, Choice
+from dkt_ray.models.catalog import CATALOG
+from dkt_ray.pipelines import sweep
+from dkt_ray.storage import open_store
+from dkt_ray.training import tuning
+from dkt_ray.training.folds import select
+from dkt_ray.training.live import STOPPED, ProgressLines
+from dkt_ray.training.progress import Progress
+from dkt_ray.training.resources import Resources, claimed, place
+from dkt_ray.training.search import (
+    CURVE,
+    ITERATION,
+    METRIC,
+    REASON,
+    REPORTS,
+    Attempt,
+    FamilyHalving,
+    FamilySearch,
+    FamilySpace,
+    propose,
+)
+
+SPACE = {
+    "rate": Between(1e-4, 1e-1, log=True),
+    "leaves": Between(8, 64, integer=True),
+    "width": Choice((16, 32, None)),
+}
+DEFAULT = {"rate": 0.5, "leaves": 20, "width": 16}  # the rate lies outside the space
+ONE_CPU = {"CPU": 1.0}
+
+
+# --- proposals
+
+
+def test_the_first_proposal_is_the_default_even_outside_the_space() -> None:
+    assert propose(SPACE, DEFAULT, [], seed=1) == DEFAULT
+
+
+def test_later_proposals_lie_in_the_space_and_repeat_with_the_seed() -> None:
+    past = [Attempt(DEFAULT, "finished", 0.7), Attempt({"rate": 0.01, "leaves": 9, "width": None}, "running")]
+    for seed in range(20):
+        found = propose(SPACE, DEFAULT, past, seed)
+        assert found == propose(SPACE, DEFAULT, past, seed)
+        assert 1e-4 <= found["rate"] <= 1e-1
+        assert 8 <= found["leaves"] <= 64
+        assert isinstance(found["leaves"], int)
+        assert found["width"] in (16, 32, None)
+    assert propose(SPACE, DEFAULT, past, 1) != propose(SPACE, DEFAULT, past, 2)
+
+
+def test_proposals_go_to_where_the_auc_is_high() -> None:
+    space = {"x": Between(0.0, 1.0)}
+    xs = np.linspace(0, 1, 40)
+    past = [Attempt({"x": float(x)}, "finished", float(-((x - 0.8) ** 2))) for x in xs]
+    found = [propose(space, {"x": 0.5}, past, seed)["x"] for seed in range(20)]
+    assert abs(np.mean(found) - 0.8) < 0.1
+    failed = [replace_status(attempt) for attempt in past]
+    assert abs(np.mean([propose(space, {"x": 0.5}, failed, seed)["x"] for seed in range(20)]) - 0.5) < 0.2
+
+
+def replace_status(attempt: Attempt) -> Attempt:
+    return Attempt(attempt.params, "failed")
+
+
+def test_a_space_without_anything_to_vary_gives_the_default() -> None:
+    assert propose({}, {}, [Attempt({}, "finished", 0.7)], seed=0) == {}
+
+
+# --- whose turn it is
+
+
+def searcher(
+    demands: dict[str, dict[str, float]], capacity: dict[str, float], trials: int = 3, concurrency: int | None = None
+) -> FamilySearch:
+    families = {family: FamilySpace(SPACE, DEFAULT, {"seed": 7}) for family in demands}
+    return FamilySearch(families, demands, trials, 0, lambda: capacity, concurrency)
+
+
+def end(search: FamilySearch, trial: str, auc: float = 0.7) -> None:
+    search.on_trial_complete(trial, {METRIC: auc})
+
+
+def test_every_family_gets_exactly_its_trials_in_turn() -> None:
+    search = searcher({"a": ONE_CPU, "b": ONE_CPU}, {"CPU": 2})
+    order = []
+    for number in range(6):
+        order.append(search.suggest(f"t{number}")["family"])
+        end(search, f"t{number}")
+    assert order == ["a", "b"] * 3
+    assert search.suggest("t6") == Searcher.FINISHED
+
+
+def test_a_suggestion_holds_the_sample_and_the_fixed_settings() -> None:
+    assert searcher({"a": ONE_CPU}, {"CPU": 2}).suggest("t") == {"family": "a", "settings": DEFAULT | {"seed": 7}}
+
+
+def test_no_trial_comes_before_there_is_room_for_it() -> None:
+    search = searcher({"a": ONE_CPU}, {"CPU": 2})
+    assert search.suggest("t0")
+    assert search.suggest("t1")
+    assert search.suggest("t2") is None
+    end(search, "t0")
+    assert search.suggest("t2")
+
+
+def test_a_family_that_waits_for_the_gpu_does_not_hold_back_the_others() -> None:
+    search = searcher({"gpu": {"CPU": 1, "GPU": 0.5}, "cpu": ONE_CPU}, {"CPU": 5, "GPU": 1})
+    assert [search.suggest(f"t{i}")["family"] for i in range(5)] == ["gpu", "cpu", "gpu", "cpu", "cpu"]
+    assert search.suggest("t5") is None  # no CPU is left
+    end(search, "t0")
+    assert search.suggest("t5")["family"] == "gpu"
+
+
+def test_concurrency_bounds_all_families_together() -> None:
+    search = searcher({"a": ONE_CPU, "b": ONE_CPU}, {"CPU": 8}, concurrency=1)
+    assert search.suggest("t0")
+    assert search.suggest("t1") is None
+    end(search, "t0")
+    assert search.suggest("t1")
+
+
+def test_one_trial_runs_even_where_the_cluster_seems_too_small() -> None:
+    search = searcher({"a": {"CPU": 4}}, {"CPU": 2})  # the cluster shrank since the resources were checked
+    assert search.suggest("t0")
+    assert search.suggest("t1") is None
+
+
+def test_a_restored_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    first = searcher({"a": ONE_CPU, "b": ONE_CPU}, {"CPU": 3})
+    for number in range(3):
+        first.suggest(f"t{number}")
+    end(first, "t0", 0.8)
+    first.on_trial_complete("t1", error=True)
+    first.save(str(tmp_path / "book"))
+    second = searcher({"a": ONE_CPU, "b": ONE_CPU}, {"CPU": 3})
+    second.restore(str(tmp_path / "book"))
+    assert second.suggest("t3") == first.suggest("t3")
+    end(second, "t2")
+    assert [second.suggest(f"t{number}")["family"] for number in (4, 5)] == ["a", "b"]
+    assert second.suggest("t6") == Searcher.FINISHED
+
+
+# --- early stopping
+
+
+def trial_of(family: str, name: str, curve: tuple[float, ...] = ()) -> Any:
+    last = {CURVE: list(curve), METRIC: curve[-1]} if curve else {}
+    return SimpleNamespace(trial_id=name, config={"family": family}, last_result=last)
+
+
+def report(halving: FamilyHalving, trial: Any, reports: int, auc: float) -> str:
+    return halving.on_trial_result(None, trial, {REPORTS: reports, METRIC: auc})
+
+
+def halving_of(*families: str) -> FamilyHalving:
+    return FamilyHalving(families, max_reports=9, grace_period=1, reduction_factor=3)
+
+
+def test_a_trial_is_stopped_for_being_behind_its_own_family_only() -> None:
+    halving = halving_of("a", "b")
+    good, poor, other = trial_of("a", "1"), trial_of("a", "2"), trial_of("b", "3")
+    for trial in (good, poor, other):
+        halving.on_trial_add(None, trial)
+    assert report(halving, good, 1, 0.8) == TrialScheduler.CONTINUE
+    assert report(halving, poor, 1, 0.6) == TrialScheduler.STOP
+    assert report(halving, other, 1, 0.5) == TrialScheduler.CONTINUE
+    assert report(halving, good, 9, 0.9) == TrialScheduler.STOP  # the longest trial
+
+
+def test_a_trial_whose_auc_is_not_a_number_is_stopped() -> None:
+    halving, trial = halving_of("a"), trial_of("a", "1")
+    halving.on_trial_add(None, trial)
+    assert report(halving, trial, 1, math.nan) == TrialScheduler.STOP
+    halving.on_trial_complete(None, trial, {REPORTS: 1, METRIC: math.nan})
+    fair = trial_of("a", "2")
+    halving.on_trial_add(None, fair)
+    assert report(halving, fair, 1, 0.5) == TrialScheduler.CONTINUE  # the rung has not seen the NaN
+
+
+def test_after_a_resume_the_rungs_know_the_trials_of_the_earlier_driver() -> None:
+    halving = halving_of("a")
+    halving.on_trial_add(None, trial_of("a", "old", curve=(0.8, 0.85)))
+    new = trial_of("a", "new")
+    halving.on_trial_add(None, new)
+    assert report(halving, new, 1, 0.6) == TrialScheduler.STOP
+
+
+# --- resources
+
+
+def test_gpus_that_are_not_there_are_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        placed = place({"a": Resources(gpus=0.25), "b": Resources()}, [{"CPU": 2.0, "memory": 1e9}])
+    assert placed == {"a": Resources(), "b": Resources()}
+    assert "a asks for 0.25 GPU" in caplog.text
+    assert " b asks" not in caplog.text
+
+
+def test_a_part_of_a_gpu_is_kept_where_there_is_one() -> None:
+    wanted = {"a": Resources(gpus=0.25)}
+    assert place(wanted, [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]) == wanted
+    assert wanted["a"].bundle() == {"CPU": 1, "GPU": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes"),
+    [
+        (Resources(cpus=5), [{"CPU": 4.0}, {"CPU": 4.0}]),  # together they have 8: one fit needs one node
+        (Resources(gpus=2), [{"CPU": 4.0, "GPU": 1.0}]),
+        (Resources(cpus=4, gpus=1), [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}]),
+    ],
+)
+def test_resources_that_no_node_has_are_refused(wanted: Resources, nodes: list[dict[str, float]]) -> None:
+    with pytest.raises(ConfigError, match=r"resources\.lstm_attention is .* no node has that much.*ask for less"):
+        place({"lstm_attention": wanted}, nodes)
+
+
+def test_one_and_a_half_gpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gpus is 1\.5: .*(?i:whole gpus)"):
+        build(Resources, {"gpus": 1.5})
+
+
+def test_a_fit_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    import torch
+    from threadpoolctl import threadpool_info
+
+    before = {pool["prefix"]: pool["num_threads"] for pool in threadpool_info()}
+    with claimed(Resources(cpus=2.5)):
+        assert os.environ["OMP_NUM_THREADS"] == "2"
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+        assert torch.get_num_threads() == 2
+    assert {pool["prefix"]: pool["num_threads"] for pool in threadpool_info()} == before
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("1", "0,1")
+
+
+def test_growing_clusters_need_a_bound() -> None:
+    with pytest.raises(ConfigError, match="autoscale=true needs concurrency"):
+        build(tuning.SearchConfig, {"autoscale": True})
+    families = {"a": FamilySpace(SPACE, DEFAULT, {})}
+    search = FamilySearch(families, {"a": {"CPU": 8.0, "GPU": 1.0}}, 3, 0, tuning.unlimited, concurrency=2)
+    assert [search.suggest(name) is None for name in ("t0", "t1", "t2")] == [False, False, True]
+
+
+# --- reports
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], Any]]:
+    """What a trial tells Tune."""
+    calls: list[tuple[dict[str, Any], Any]] = []
+    monkeypatch.setattr(tuning.tune, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(tuning.tune, "report", lambda metrics, checkpoint=None: calls.append(({**metrics}, checkpoint)))
+    return calls
+
+
+def at(iteration: int, auc: float | None) -> Progress:
+    return Progress(iteration, auc, 0.6, 1e4)
+
+
+def test_reports_carry_the_best_so_far(reported: list[Any], tmp_path: Path) -> None:
+    reports = tuning.Reports(tmp_path, checkpoint_s=60)
+    for progress in (at(25, math.nan), at(50, 0.6), at(75, 0.7), at(100, 0.65), at(125, math.nan)):
+        reports(progress)
+    assert [call[0][METRIC] for call in reported][1:] == [0.6, 0.7, 0.7, 0.7]
+    assert math.isnan(reported[0][0][METRIC])
+    assert [call[0]["best_iteration"] for call in reported][1:] == [50, 75, 75, 75]
+    assert reported[-1][0][REPORTS] == 5
+    assert reported[-1][0][ITERATION] == 125
+    assert all(checkpoint is None for _, checkpoint in reported)
+
+
+def test_a_resumed_trial_goes_on_with_its_curve_and_a_fit_that_begins_again_replaces_it(
+    reported: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    reports = tuning.Reports(tmp_path / "first", checkpoint_s=0)
+    (tmp_path / "first" / "model").write_text("weights")
+    for progress in (at(1, 0.6), at(2, 0.7), at(3, 0.65)):
+        reports(progress)
+    saved = tune.Checkpoint.from_directory(tmp_path / "first")
+    monkeypatch.setattr(tuning.tune, "get_checkpoint", lambda: saved)
+    again = tuning.Reports(tmp_path / "second", checkpoint_s=60)
+    assert (tmp_path / "second" / "model").read_text() == "weights"
+    again(at(4, 0.68))
+    assert reported[-1][0][CURVE] == [0.6, 0.7, 0.7, 0.7]
+    assert reported[-1][0]["best_iteration"] == 2
+    anew = tuning.Reports(tmp_path / "third", checkpoint_s=60)
+    anew(at(1, 0.61))
+    assert reported[-1][0][CURVE] == [0.61]
+    assert reported[-1][0][REPORTS] == 1
+
+
+# --- live lines
+
+
+def test_lines_name_what_a_reader_wants_to_know(caplog: pytest.LogCaptureFixture) -> None:
+    trials = [
+        SimpleNamespace(trial_id=name, config={"family": "a"}, last_result=last, is_finished=lambda done=done: done)
+        for name, last, done in (("t0", {METRIC: 0.75}, True), ("t1", {}, False), ("t2", {}, False))
+    ]
+    lines = ProgressLines(total=4, every_s=0)
+    lines.on_step_begin(0, trials)
+    with caplog.at_level(logging.INFO):
+        result = {METRIC: 0.7, ITERATION: 3, "done": False}
+        lines.on_trial_result(0, trials, trials[1], result)
+        assert result[STOPPED] is False
+        stopped = {METRIC: 0.71, ITERATION: 4, "done": True}
+        lines.on_trial_result(0, trials, trials[1], stopped)
+        trials[1].last_result = stopped
+        lines.on_trial_complete(0, trials, trials[1])
+        trials[2].last_result = {METRIC: math.nan, REASON: "loss is nan", "done": True}
+        lines.on_trial_complete(0, trials, trials[2])
+    update, ending, failure = [record.getMessage() for record in caplog.records]
+    assert update == "tune a t1: iteration 3, auc 0.7000 (best 0.7500), 1 of 4 trials done"
+    assert ending.startswith("tune a t1: stopped at iteration 4, auc 0.7100 (best 0.7500), 2 of 4 trials done, eta ")
+    assert failure.startswith("tune a t2: failed: loss is nan, auc nan (best 0.7500), 2 of 4 trials done")
+
+
+# --- the sweep's own decisions
+
+
+MANIFEST = Manifest(
+    dataset="d",
+    fingerprint="f00d",
+    rows=1,
+    users=1,
+    test_users=0,
+    hidden=0,
+    rejected=0,
+    duplicates=0,
+    buckets=1,
+    folds=3,
+    questions=1,
+    concepts=1,
+    timed=True,
+    numbers=(),
+    inputs={},
+    config={},
+    created="",
+)
+
+
+def config_of(**settings: Any) -> sweep.TuneConfig:
+    return build(sweep.TuneConfig, settings)
+
+
+def digest(family: str = "lightgbm", manifest: Manifest = MANIFEST, **settings: Any) -> str:
+    config = config_of(**settings)
+    return sweep._digest(family, sweep._space(family, config), config, manifest)
+
+
+def test_the_default_is_the_whole_catalog() -> None:
+    assert config_of().families == tuple(CATALOG)
+
+
+@pytest.mark.parametrize("setting", ["families", "resources", "overrides"])
+def test_an_unknown_family_is_refused(setting: str) -> None:
+    value: Any = ["gpt"] if setting == "families" else {"gpt": {}}
+    with pytest.raises(ConfigError, match=rf"{setting} is .*no model family 'gpt'; the catalog has lightgbm"):
+        config_of(**{setting: value})
+
+
+def test_an_override_is_fixed_and_no_longer_searched() -> None:
+    space = sweep._space("lightgbm", config_of(seed=5, overrides={"lightgbm": {"num_leaves": 7, "rounds": 11}}))
+    assert "num_leaves" in CATALOG["lightgbm"].space
+    assert "num_leaves" not in {**space.space, **space.default}
+    assert (space.fixed["num_leaves"], space.fixed["rounds"], space.fixed["seed"]) == (7, 11, 5)
+    settings = {**space.fixed, **space.default}
+    assert build(CATALOG["lightgbm"].config, settings).model_dump(mode="json") == settings
+
+
+def test_an_override_that_the_family_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"overrides\.lightgbm: unknown setting num_leave .*did you mean num_leaves"):
+        sweep._space("lightgbm", config_of(overrides={"lightgbm": {"num_leave": 7}}))
+
+
+def test_the_digest_changes_with_what_decides_the_result_and_with_nothing_else() -> None:
+    same = [
+        digest(),
+        digest(concurrency=1),
+        digest(resources={"lightgbm": {"cpus": 2}}),
+        digest(families=["lightgbm"]),
+        digest(overrides={"lstm_attention": {"epochs": 1}}),
+        digest(store="elsewhere", run="r", retries=0, checkpoint_s=1, resume=False),
+    ]
+    assert len(set(same)) == 1
+    other = [
+        digest(trials=9),
+        digest(seed=1),
+        digest(max_reports=3),
+        digest(grace_period=3),
+        digest(reduction_factor=2),
+        digest(overrides={"lightgbm": {"rounds": 11}}),
+        digest(manifest=MANIFEST.model_copy(update={"fingerprint": "cafe"})),
+        digest("lstm_attention"),
+    ]
+    assert len({same[0], *other}) == len(other) + 1
+
+
+def result_of(trial: str, auc: float | None, **facts: Any) -> tuning.TrialResult:
+    settings = {"num_leaves": len(trial)}
+    status: Any = "failed" if auc is None else "finished"
+    result = tuning.TrialResult("lightgbm", trial, status, settings, auc, 40, 30, 1.5, [0.5], "")
+    return replace(result, **facts)
+
+
+def test_the_best_trial_is_chosen_and_the_table_survives_the_store(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert sweep._stored_trials(store).num_rows == 0
+    results = [result_of("t", 0.7), result_of("tt", 0.8, best_iteration=12), result_of("ttt", None, reason="no luck")]
+    store.write_table(sweep.TRIALS, sweep._trials_table(results, {"lightgbm": "d1"}))
+    trials = sweep._stored_trials(store)
+    assert trials.schema.names == sweep.TRIALS_SCHEMA.names
+    assert sweep._finished(trials, "d1")
+    assert not sweep._finished(trials, "d2")
+    chosen = sweep._choice("lightgbm", trials, "d1")
+    assert (chosen.settings, chosen.iterations, chosen.trials) == ({"num_leaves": 2}, 12, 3)
+
+
+def test_a_family_without_a_finished_trial_says_why() -> None:
+    trials = sweep._trials_table([result_of("t", None, reason="loss is nan at step 3")], {"lightgbm": "d1"})
+    with pytest.raises(TrainingError, match=r"no trial of lightgbm finished \(1 tried\): loss is nan at step 3"):
+        sweep._choice("lightgbm", trials, "d1")
+
+
+def test_an_experiment_of_other_settings_is_removed_and_the_same_one_is_kept(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    name = sweep._experiment(store, ["b", "a"], resume=True)
+    assert name == sweep._experiment(store, ["a", "b"], resume=True)
+    for folder in (name, "stale"):
+        store.write(f"tune/{folder}/tuner.pkl", b"x")
+    assert sweep._experiment(store, ["a", "b"], resume=True) == name
+    assert store.list("tune") == [f"tune/{name}/tuner.pkl"]
+    sweep._experiment(store, ["a", "b"], resume=False)
+    assert store.list("tune") == []
+
+
+def test_selecting_users_takes_their_rows_and_no_others() -> None:
+    offsets = np.array([0, 2, 5, 6])
+    position = np.array([0, 1, 0, 1, 2, 0], np.int32)
+    rows = Rows(
+        offsets=offsets,
+        ids={"question": np.arange(6, dtype=np.int32)},
+        concepts=np.zeros((6, 1), np.int32),
+        numbers=np.zeros((6, 0), np.float32),
+        correct=np.ones(6, np.int8),
+        position=position,
+        visible=position,
+    )
+    split = Split(rows, np.array(["u", "v", "w"], object), np.array([0, 1, 0], np.int8))
+    inside, outside = select(split, split.fold == 0), select(split, split.fold != 0)
+    assert inside.rows.ids["question"].tolist() == [0, 1, 5]
+    assert inside.rows.offsets.tolist() == [0, 2, 3]
+    assert inside.users.tolist() == ["u", "w"]
+    assert outside.rows.ids["question"].tolist() == [2, 3, 4]
+    assert outside.fold.tolist() == [1]
