@@ -73,21 +73,25 @@ def interrupted_demo(store: str) -> tuple[dict[str, Any], str]:
     process = subprocess.Popen(
         command(store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
-    assert process.stderr is not None
-    log = ""
-    for line in process.stderr:
-        log += line
-        if "serving until" in line:
-            break
-    page = re.search(r"page: +(http://[^\s\"]+)", log)
-    assert page, log[-4000:]
-    assert "gradio" in httpx.get(page[1], follow_redirects=True, timeout=30, trust_env=False).text
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert len(started) > 3, "Ray's processes"
-    process.send_signal(signal.SIGINT)
-    out, rest = process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(started, timeout=20)
-    assert [other.name() for other in alive] == []
+    try:
+        assert process.stderr is not None
+        log = ""
+        for line in process.stderr:
+            log += line
+            if "serving until" in line:
+                break
+        page = re.search(r"page: +(http://[^\s\"]+)", log)
+        assert page, log[-4000:]
+        assert "gradio" in httpx.get(page[1], follow_redirects=True, timeout=30, trust_env=False).text
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) > 3, "Ray's processes"
+        process.send_signal(signal.SIGINT)
+        out, rest = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(started, timeout=20)
+        assert [other.name() for other in alive] == []
+    finally:
+        process.terminate()  # where an assertion failed before the interrupt: nothing may outlive the test
+        process.wait(timeout=60)
     assert process.returncode == 0, rest[-4000:]
     return json.loads(out.splitlines()[-1]), log
 
