@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 
 from dkt_ray.training.search import ITERATION, METRIC, REASON
 
-STOPPED: Final = "stopped"  # in a trial's last result: ended by the scheduler
+ENDING: Final = "ending"  # in a trial's last result: finished, or stopped by the scheduler; absent: cut short
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,17 @@ class ProgressLines(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Log an update, unless there was one a moment ago."""
-        result[STOPPED] = bool(result.get("done"))  # set by now if the scheduler has decided to stop the trial
-        if time.monotonic() - self._logged >= self._every_s and not result[STOPPED]:
+        if result.get("done"):  # set by now if the scheduler has decided to stop the trial
+            result[ENDING] = "stopped"
+        elif time.monotonic() - self._logged >= self._every_s:
             self._log(trials, trial, result, f"iteration {result.get(ITERATION, 0)}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Log a trial's end."""
-        result = trial.last_result or {}
-        ending = f"{'stopped' if result.get(STOPPED) else 'finished'} at iteration {result.get(ITERATION, 0)}"
+        """Log a trial's end, and note it in the result, which Tune keeps."""
+        result = trial.run_metadata.last_result
+        result.setdefault(ENDING, "finished")
+        trial.run_metadata.invalidate_cache()
+        ending = f"{result[ENDING]} at iteration {result.get(ITERATION, 0)}"
         self._log(trials, trial, result, f"failed: {result[REASON]}" if result.get(REASON) else ending)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -198,6 +198,7 @@ class FamilyHalving(FIFOScheduler):
 
     def __init__(self, families: Sequence[str], max_reports: int, grace_period: int, reduction_factor: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._unsaved: Any = None  # the controller, after a trial's end
         self._halving = {
             family: AsyncHyperBandScheduler(
                 time_attr=REPORTS,
@@ -225,8 +226,16 @@ class FamilyHalving(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Record the last rung of a trial that ended, unless it diverged."""
+        self._unsaved = tune_controller
         if math.isfinite(result.get(METRIC, math.nan)):
             self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The next in the queue, once what has ended is written down: a killed driver repeats no finished trial."""
+        ended, self._unsaved = self._unsaved, None
+        if ended is not None:
+            ended.checkpoint(force=True)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Forget a trial that never ran."""

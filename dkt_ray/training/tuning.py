@@ -26,7 +26,7 @@ from dkt_ray.models.catalog import CATALOG
 from dkt_ray.storage import Store
 from dkt_ray.training.fit import fit
 from dkt_ray.training.folds import TrainingUsers
-from dkt_ray.training.live import STOPPED, ProgressLines, last_line
+from dkt_ray.training.live import ENDING, ProgressLines, last_line
 from dkt_ray.training.progress import Progress
 from dkt_ray.training.resources import Resources, claimed, environment
 from dkt_ray.training.search import CURVE, ITERATION, METRIC, REASON, REPORTS, FamilyHalving, FamilySearch, FamilySpace
@@ -138,15 +138,7 @@ def search(
                 trainable,
                 param_space={},
                 tune_config=_tune_config(families, resources, config),
-                run_config=tune.RunConfig(
-                    name=name,
-                    storage_path=root,
-                    storage_filesystem=filesystem,
-                    verbose=0,
-                    callbacks=[ProgressLines(len(families) * config.trials)],
-                    failure_config=tune.FailureConfig(max_failures=config.retries),
-                    checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-                ),
+                run_config=_run_config(len(families) * config.trials, config, folder, name),
             )
         tuner.fit()
         return [_result(trial) for trial in tune.ExperimentAnalysis(path, storage_filesystem=filesystem).trials]
@@ -233,6 +225,19 @@ def _tune_config(
     )
 
 
+def _run_config(trials: int, config: SearchConfig, folder: Store, name: str) -> tune.RunConfig:
+    filesystem, root = folder.filesystem()
+    return tune.RunConfig(
+        name=name,
+        storage_path=root,
+        storage_filesystem=filesystem,
+        verbose=0,
+        callbacks=[ProgressLines(trials)],
+        failure_config=tune.FailureConfig(max_failures=config.retries),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+    )
+
+
 def unlimited() -> Mapping[str, float]:
     """Capacity of a cluster that grows on demand."""
     return {"CPU": math.inf, "GPU": math.inf}
@@ -250,11 +255,10 @@ def _result(trial: Trial) -> TrialResult:
     metrics = trial.run_metadata.last_result  # empty if the trial ended before its first report
     auc = metrics.get(METRIC, math.nan)
     failed = trial.status == Trial.ERROR or REASON in metrics or (METRIC in metrics and not math.isfinite(auc))
-    ended = metrics.get("done") and not metrics.get(STOPPED)
     return TrialResult(
         family=trial.config["family"],
         trial=trial.trial_id,
-        status="failed" if failed else "finished" if ended else "stopped",
+        status="failed" if failed else metrics.get(ENDING, "stopped"),
         settings=trial.config["settings"],
         auc=auc if math.isfinite(auc) else None,
         iterations=metrics.get(ITERATION, 0),

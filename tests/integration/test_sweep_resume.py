@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ def ended(lines: list[dict[str, Any]]) -> set[str]:
 
 
 def half_way(lines: list[dict[str, Any]]) -> bool:
-    """Both trials of LightGBM have finished, long enough ago to be in the book, and a network has reported."""
+    """Both trials of LightGBM have finished, a second ago or more, and a network is training."""
     training = [line for line in lines if line["family"] == "lstm_attention" and ": iteration" in line["message"]]
-    return len(ended(lines)) >= 2 and len(training) >= 2
+    endings = [datetime.fromisoformat(line["ts"]) for line in lines if ": finished at" in line["message"]]
+    return len(endings) >= 2 and len(training) >= 2 and datetime.now(UTC) - endings[1] > timedelta(seconds=1)
 
 
 def test_a_killed_sweep_is_finished_by_the_next_run(prepared: str, killed: dict[str, Any]) -> None:

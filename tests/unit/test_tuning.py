@@ -26,7 +26,7 @@ from dkt_ray.pipelines import sweep
 from dkt_ray.storage import open_store
 from dkt_ray.training import tuning
 from dkt_ray.training.folds import select
-from dkt_ray.training.live import STOPPED, ProgressLines
+from dkt_ray.training.live import ENDING, ProgressLines
 from dkt_ray.training.progress import Progress
 from dkt_ray.training.resources import Resources, claimed, place
 from dkt_ray.training.search import (
@@ -207,6 +207,19 @@ def test_after_a_resume_the_rungs_know_the_trials_of_the_earlier_driver() -> Non
     assert report(halving, new, 1, 0.6) == TrialScheduler.STOP
 
 
+def test_a_trial_s_end_is_written_down_before_the_next_one_starts() -> None:
+    saved: list[bool] = []
+    controller: Any = SimpleNamespace(checkpoint=lambda force: saved.append(force), get_trials=list)
+    halving, trial = halving_of("a"), trial_of("a", "1")
+    halving.on_trial_add(controller, trial)
+    halving.choose_trial_to_run(controller)
+    assert saved == []
+    halving.on_trial_complete(controller, trial, {REPORTS: 3, METRIC: 0.7})
+    for _ in range(2):
+        halving.choose_trial_to_run(controller)
+    assert saved == [True]
+
+
 # --- resources
 
 
@@ -319,7 +332,13 @@ def test_a_resumed_trial_goes_on_with_its_curve_and_a_fit_that_begins_again_repl
 
 def test_lines_name_what_a_reader_wants_to_know(caplog: pytest.LogCaptureFixture) -> None:
     trials = [
-        SimpleNamespace(trial_id=name, config={"family": "a"}, last_result=last, is_finished=lambda done=done: done)
+        SimpleNamespace(
+            trial_id=name,
+            config={"family": "a"},
+            last_result=last,
+            run_metadata=SimpleNamespace(last_result=last, invalidate_cache=lambda: None),
+            is_finished=lambda done=done: done,
+        )
         for name, last, done in (("t0", {METRIC: 0.75}, True), ("t1", {}, False), ("t2", {}, False))
     ]
     lines = ProgressLines(total=4, every_s=0)
@@ -327,13 +346,15 @@ def test_lines_name_what_a_reader_wants_to_know(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         result = {METRIC: 0.7, ITERATION: 3, "done": False}
         lines.on_trial_result(0, trials, trials[1], result)
-        assert result[STOPPED] is False
         stopped = {METRIC: 0.71, ITERATION: 4, "done": True}
         lines.on_trial_result(0, trials, trials[1], stopped)
-        trials[1].last_result = stopped
+        trials[1].last_result = trials[1].run_metadata.last_result = stopped
         lines.on_trial_complete(0, trials, trials[1])
-        trials[2].last_result = {METRIC: math.nan, REASON: "loss is nan", "done": True}
+        failed = {METRIC: math.nan, REASON: "loss is nan", "done": True}
+        trials[2].last_result = trials[2].run_metadata.last_result = failed
         lines.on_trial_complete(0, trials, trials[2])
+    assert ENDING not in result
+    assert stopped[ENDING] == "stopped"
     update, ending, failure = [record.getMessage() for record in caplog.records]
     assert update == "tune a t1: iteration 3, auc 0.7000 (best 0.7500), 1 of 4 trials done"
     assert ending.startswith("tune a t1: stopped at iteration 4, auc 0.7100 (best 0.7500), 2 of 4 trials done, eta ")
