@@ -150,4 +150,10 @@ def _explain(cls: type[Config], problem: Any) -> str:
         return f"unknown setting {where} (value {problem['input']!r}); {hint}"
     if problem["type"] == "missing":
         return f"setting {where} is missing; give it with --set {where}=... or in the --config file"
-    return f"setting {where} is {problem['input']!r}: {problem['msg'].lower()}"
+    return f"setting {where} is {problem['input']!r}: {_message(problem)}"
+
+
+def _message(problem: Any) -> str:
+    """Pydantic's words, as the end of a sentence."""
+    text: str = problem["msg"].removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]

@@ -24,7 +24,7 @@ from dkt_ray.errors import BundleError, InputError
 from dkt_ray.features.batch import UNKNOWN_ID, Rows
 from dkt_ray.features.difficulty import ITEM, Counts, Floats, Sums, merge
 from dkt_ray.features.structure import decompose, implied_test
-from dkt_ray.features.student import NUMBER_NAMES
+from dkt_ray.features.student import NUMBER_NAMES, VERSIONS
 from dkt_ray.schema import CONCEPT_SEPARATOR
 
 STATE_VERSION: Final = 1
@@ -173,11 +173,12 @@ class EncoderState:
             BundleError: the state was written by another version or for other numeric columns.
         """
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        for name, here in (("version", STATE_VERSION), ("numbers", list(NUMBER_NAMES))):
-            if facts.get(name) != here:
-                raise BundleError(
-                    f"encoder state {name} is {facts.get(name)}, this package needs {here}; prepare again"
-                )
+        if facts.get("version") != STATE_VERSION:
+            found = facts.get("version")
+            raise BundleError(f"encoder state version is {found}, this package needs {STATE_VERSION}; prepare again")
+        if facts["numbers"] != list(VERSIONS):
+            changed = ", ".join(sorted(set(facts["numbers"]) ^ set(VERSIONS))) or "their order"
+            raise BundleError(f"encoder state has other numeric features than this package ({changed}); prepare again")
         scaler = [None if facts[name] is None else np.array(facts[name]) for name in ("mean", "std")]
         counts = Counts.from_table(pq.read_table(folder / "counts.parquet"))
         return cls(build(EncoderConfig, facts["config"]), counts, None, *scaler)
@@ -196,7 +197,7 @@ class EncoderState:
         return {
             "version": STATE_VERSION,
             "config": self.config.model_dump(mode="json"),
-            "numbers": list(NUMBER_NAMES),
+            "numbers": list(VERSIONS),
             "mean": None if self.mean is None else self.mean.tolist(),
             "std": None if self.std is None else self.std.tolist(),
         }

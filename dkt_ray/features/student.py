@@ -183,6 +183,7 @@ class Feature(NamedTuple):
     name: str
     compute: Callable[[Past], npt.NDArray[np.generic]]
     doc: str
+    version: int = 1  # counts up when the same name comes to mean another number: older states and bundles are refused
 
 
 def _count(key: str) -> Callable[[Past], Floats]:
@@ -245,6 +246,7 @@ FEATURES: Final = (
     ),
 )
 NUMBER_NAMES: Final = tuple(feature.name for feature in FEATURES)
+VERSIONS: Final = tuple(f"{feature.name}@{feature.version}" for feature in FEATURES)
 
 
 def numbers(past: Past) -> npt.NDArray[np.float32]:

@@ -51,7 +51,7 @@ class DemoConfig(Config):
     data: DataConfig | None = None
     """Logs of your own (`data.path=...`); unset: a simulated platform."""
     encoder: EncoderConfig = EncoderConfig()
-    users: int = Field(default=560, ge=30)
+    users: int = Field(default=500, ge=30)
     """Simulated students."""
     bank_fraction: float = Field(default=0.25, gt=0, le=1)
     """Share of the full question bank: fewer questions, more answers to each."""

@@ -27,7 +27,9 @@ Kind = Literal["ensemble", "member", "baseline", "oracle"]
 
 CALIBRATION_BINS: Final = 10
 LEDGER: Final = "ledger"
-NOT_MEASURED: Final = ("share of right answers that lower the mastery of their concept (aim <= 5 %)",)
+NOT_MEASURED: Final = (
+    "share of right answers that lower the mastery of their concept (aim <= 5 %): dkt publish measures it",
+)
 
 
 @dataclass(frozen=True)

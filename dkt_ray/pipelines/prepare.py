@@ -37,7 +37,7 @@ from dkt_ray.data.windows import context_segments
 from dkt_ray.features.dataset import MANIFEST, Manifest, bucket_key, encode_users, folder, rows_to_table
 from dkt_ray.features.difficulty import Counts, count
 from dkt_ray.features.state import STATE_VERSION, EncoderConfig, EncoderState, Moments, fit, moments
-from dkt_ray.features.student import NUMBER_NAMES
+from dkt_ray.features.student import VERSIONS
 from dkt_ray.schema import CONCEPT_SEPARATOR
 from dkt_ray.storage import Store, open_store
 
@@ -100,7 +100,7 @@ def _fingerprint(config: PrepareConfig, inputs: Inputs, split: pa.Table | None) 
         "config": config.model_dump(mode="json", exclude={"store", "dataset", "force"}),
         "inputs": {path: digest.sha256 for path, digest in inputs.digests.items()},
         "split": None if split is None else hashlib.sha256(json.dumps(split.to_pydict()).encode()).hexdigest(),
-        "versions": [__version__, STATE_VERSION, list(NUMBER_NAMES), reader.BLOCK_BYTES],
+        "versions": [__version__, STATE_VERSION, list(VERSIONS), reader.BLOCK_BYTES],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

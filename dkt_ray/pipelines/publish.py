@@ -6,18 +6,25 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dkt_ray.config import Config
 from dkt_ray.data.splits import TEST
+from dkt_ray.ensemble.mastery import lowered_share
+from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.dataset import Dataset, bucket_key
-from dkt_ray.registry import bundle
+from dkt_ray.models.catalog import CATALOG
+from dkt_ray.registry import bundle, catalogue
 from dkt_ray.registry.bundle import Provenance
 from dkt_ray.registry.store import Registry
 from dkt_ray.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
+
+MASTERY_SAMPLE: Final = (
+    300  # right answers of training users that are checked for lowering the mastery of their concept
+)
 
 
 class PublishConfig(Config):
@@ -39,7 +46,7 @@ def run(config: PublishConfig) -> dict[str, Any]:
     """Build, verify and publish a bundle; the same run gives the same bundle.
 
     Returns:
-        bundle (digest), metrics (of the ensemble, out of fold), promoted.
+        bundle (digest), metrics (of the ensemble: out of fold, and `mastery_lowered`), promoted.
 
     Raises:
         NotFoundError: no such dataset or run, or the run has no weights yet.
@@ -53,14 +60,14 @@ def run(config: PublishConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="dkt-publish-") as local:
         folder = Path(local)
         digest = _build(folder, dataset, store.child(f"runs/{config.run}"), blend, facts)
-        bundle.verify(folder / "bundle", digest)
+        metrics = bundle.verify(folder / "bundle", digest).manifest.provenance.metrics
         registry = Registry(store)
         registry.publish(folder / "bundle", digest)
     if config.promote:
         entry = registry.alias(config.alias)
         registry.promote(config.alias, digest, entry.bundle if entry else None, "publish")
     logger.info("published bundle %s%s", digest, f" as {config.alias}" if config.promote else "")
-    return {"bundle": digest, "metrics": blend["metrics"], "promoted": config.promote}
+    return {"bundle": digest, "metrics": metrics, "promoted": config.promote}
 
 
 def _read_run(run: Store, config: PublishConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -97,10 +104,20 @@ def _build(
         protocol_fingerprint=blend["fingerprint"],
         members={family: dict(fact) for family, fact in facts.items()},
         blend={"method": blend["method"]},
-        metrics=blend["metrics"],
+        metrics=dict(blend["metrics"]) | {"mastery_lowered": _mastery_lowered(dataset, members, blend["weights"])},
     )
     users = _training_users(dataset)
     return bundle.build(folder / "bundle", dataset.state, members, blend["weights"], provenance, users)
+
+
+def _mastery_lowered(dataset: Dataset, members: Mapping[str, Path], weights: Mapping[str, float]) -> float | None:
+    """Share of right answers after which the ensemble thinks less of the concept; see `ensemble.mastery`."""
+    scorer = Scorer(
+        dataset.state, {family: CATALOG[family].model.load(folder) for family, folder in members.items()}, weights
+    )
+    questions = catalogue.Catalogue(catalogue.table(dataset.state))
+    histories, _ = dataset.histories(0)
+    return lowered_share(scorer, histories, questions.probes(questions.concepts), MASTERY_SAMPLE, seed=0)
 
 
 def _training_users(dataset: Dataset) -> Iterator[str]:

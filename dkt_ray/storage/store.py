@@ -125,7 +125,8 @@ class Store(ABC):
         """Copy the files of a local folder to a prefix; `skip` names relative paths to leave out."""
         if not folder.is_dir():
             raise StorageError(f"{folder}: no such folder to upload")
-        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(atomic.PRIVATE)]
+        files = {path.relative_to(folder).as_posix(): path for path in found}
         names = sorted(files.keys() - set(skip))
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             [*pool.map(lambda name: self._send(files[name], f"{prefix}/{name}"), names)]

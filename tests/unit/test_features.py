@@ -105,6 +105,9 @@ def test_state_round_trip(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(text.replace('"version": 1', '"version": 0'))
     with pytest.raises(BundleError, match="version"):
         EncoderState.load(tmp_path)
+    (tmp_path / "state.json").write_text(text.replace("user_count@1", "user_count@0"))
+    with pytest.raises(BundleError, match="user_count@0, user_count@1"):
+        EncoderState.load(tmp_path)
 
 
 def test_scaler_is_mean_and_standard_deviation_and_adds_up_exactly() -> None:
