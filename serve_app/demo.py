@@ -24,6 +24,7 @@ from ray.serve import Application, Deployment
 from dkt_ray.config import Config
 from dkt_ray.errors import DktError, InputError
 from dkt_ray.serving import page
+from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.page import Answer, Future, Question
 
 CATALOGUE_SIZE: Final = 300
@@ -249,6 +250,7 @@ class DemoPage:
     """The replica: builds the page when it starts, because a mounted Gradio app cannot be pickled."""
 
     def __init__(self, args: DemoPageArgs) -> None:
+        keep_on_loopback()
         self._args = args
 
     def __serve_build_asgi_app__(self) -> FastAPI:

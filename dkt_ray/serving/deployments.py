@@ -23,6 +23,7 @@ from dkt_ray.registry.store import Registry
 from dkt_ray.serving.api import build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.contract import MAX_ROWS
+from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
 
@@ -75,6 +76,7 @@ class Replica:
     """One process that serves one bundle; it is ready when the bundle is verified and warm."""
 
     def __init__(self, args: ServeArgs, digest: str) -> None:
+        keep_on_loopback()
         _one_thread()
         self._args = args.model_copy(update={"bundle": digest})
         cache = Path(args.cache) if args.cache else None

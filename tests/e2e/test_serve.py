@@ -355,3 +355,17 @@ def test_serve_yaml_deploys_these_applications_on_loopback(world):
         args = application.args | ({"store": world.store} if application.name == "api" else {})
         build_app(import_attr(application.import_path), args)
     assert {each.name: each.route_prefix for each in config.applications} == {"api": "/", "demo": "/demo"}
+
+
+def test_every_port_is_on_loopback(world):
+    """Ray's own, Serve's proxy, and the internal port that Serve opens in each replica."""
+    if world.alias() is None:
+        world.rollout(world.digests[0])
+    listening = [
+        (psutil.Process(found.pid).name(), found.laddr.ip)
+        for found in psutil.net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN and found.pid
+    ]
+    ours = [(name, ip) for name, ip in listening if name.startswith(("ray::", "raylet", "gcs_server"))]
+    assert any(name.startswith("ray::ServeReplica") for name, _ in ours)
+    assert [found for found in ours if found[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []

@@ -17,6 +17,7 @@ SHELL = {
     "dkt_ray.pipelines",
     "dkt_ray.data.ingest",
     "dkt_ray.serving.deployments",
+    "dkt_ray.serving.loopback",
     "dkt_ray.serving.rollout",
     "dkt_ray.training.folds",
     "dkt_ray.training.live",
