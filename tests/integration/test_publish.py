@@ -33,6 +33,8 @@ def registered(store, **settings):
 
 def test_a_run_becomes_a_bundle_that_scores(store, tmp_path):
     result = publish.run(PublishConfig(store=store))
+    lowered = result["metrics"].pop("mastery_lowered")
+    assert 0 <= lowered <= 1
     assert result["metrics"] == runs.METRICS
     assert result["promoted"] is False
     assert json.loads(json.dumps(result)) == result
