@@ -37,6 +37,7 @@ from dkt_ray.data.windows import context_segments
 from dkt_ray.features.dataset import MANIFEST, Manifest, bucket_key, encode_users, folder, rows_to_table
 from dkt_ray.features.difficulty import Counts, count
 from dkt_ray.features.state import STATE_VERSION, EncoderConfig, EncoderState, Moments, fit, moments
+from dkt_ray.features.structure import consistent
 from dkt_ray.features.student import VERSIONS
 from dkt_ray.schema import CONCEPT_SEPARATOR
 from dkt_ray.storage import Store, open_store
@@ -123,7 +124,9 @@ def _prepare(
         files.delete_prefix(part)
     merged = _merge(config.data, inputs.timed, split, buckets, shards, files, work)
     counts = [Counts.from_table(work.read_table(bucket_key("counts", bucket))) for bucket in range(buckets)]
-    state = _encode(fit(counts, config.encoder), buckets, config.context, files, work)
+    fitted = fit(counts, config.encoder)
+    _check_structure(fitted)
+    state = _encode(fitted, buckets, config.context, files, work)
     concepts = state.questions["concepts"].to_pylist()
     tags = {tag for several in concepts for tag in several.split(CONCEPT_SEPARATOR) if tag}
     manifest = Manifest(
@@ -143,6 +146,17 @@ def _prepare(
     )
     files.write_json(MANIFEST, manifest.model_dump(mode="json"))
     return manifest
+
+
+def _check_structure(state: EncoderState) -> None:
+    """Say so when ids have the competition's form, but name another test than the rows do."""
+    questions, tests = (state.questions[name].to_numpy().astype(object) for name in ("question", "test"))
+    odd = np.flatnonzero(~consistent(questions, tests))
+    if len(odd):
+        logger.warning(
+            "%d of %d questions are not in the test that their id names, e.g. %s in %s; is the test column right?",
+            *(len(odd), len(questions), questions[odd[0]], tests[odd[0]]),
+        )
 
 
 @dataclass(frozen=True)

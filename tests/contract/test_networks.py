@@ -12,7 +12,7 @@ import torch
 from dkt_ray.data.history import Histories
 from dkt_ray.features.batch import Rows, SequenceBatch
 from dkt_ray.features.collate import collate, segments
-from dkt_ray.features.encoder import EncoderConfig, encode
+from dkt_ray.features.encoder import ID_COLUMNS, EncoderConfig, encode
 from dkt_ray.models.base import Model, Probabilities
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.models.layers import Network
@@ -141,3 +141,16 @@ def test_a_planted_leak_is_found(leaky, networks, bundled, others, tmp_path):
     networks["lstm_attention"].save(tmp_path)
     with pytest.raises(AssertionError, match="an answer moved a row that may not read it"):
         w.check_future_property(leaky.load(tmp_path), others, bundled.state)
+
+
+@every_network
+@pytest.mark.parametrize(
+    "embeddings",
+    [{}, {"question": 8}, {"tail": 4, "lag": 2}, dict.fromkeys(set(ID_COLUMNS) - {"previous_correct"}, 4)],
+    ids=["none", "one", "some", "all"],
+)
+def test_any_list_of_features_works(family: str, embeddings: dict[str, int], bundled: w.World) -> None:
+    config = w.tiny(CATALOG[family], epochs=1, embeddings=embeddings)
+    probability = fit(family, config, bundled.data).model.score(bundled.data.train, bundled.data.train)
+    assert np.isfinite(probability).all()
+    assert np.ptp(probability) > 0

@@ -130,6 +130,15 @@ def test_the_content_does_not_depend_on_buckets_files_blocks_or_row_order(ray_cl
     assert content(tmp_path / "four") == reference
 
 
+def test_questions_in_another_test_than_their_id_names_are_said(ray_cluster, source, tmp_path, caplog):
+    prepare(source, tmp_path / "sound")
+    assert "is the test column right?" not in caplog.text
+    other = LOGS.with_columns(pl.lit("A090000009").alias("testId"))
+    other.write_csv(source)
+    prepare(source, tmp_path / "odd")
+    assert "A090000009; is the test column right?" in caplog.text
+
+
 def test_rows_of_equal_time_keep_the_order_of_file_and_row(ray_cluster, tmp_path):
     tied = LOGS.filter(pl.col("userID") == 1).with_columns(pl.lit("2020-01-01 00:00:00").alias("Timestamp"))
     tied = tied.with_columns(pl.format("question {}", pl.int_range(pl.len())).alias("assessmentItemID"))
