@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from tests.sweep_data import SMALL, prepared
 __all__ = ["prepared"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = 40  # of the family that is still at work when the driver dies
+EPOCHS = 120  # of the family that is still at work when the driver dies
 SETTINGS = {
     "trials": 2,
     "run": "killed",
     "checkpoint_s": 0,
-    "grace_period": 100,  # nothing is stopped early: every trial runs to its end
+    "grace_period": 150,  # nothing is stopped early: every trial runs to its end
     "overrides": {
         "lightgbm": SMALL["lightgbm"],
         "lstm_attention": SMALL["lstm_attention"] | {"epochs": EPOCHS, "patience": EPOCHS},
@@ -92,10 +93,14 @@ def ended(lines: list[dict[str, Any]]) -> set[str]:
 
 
 def half_way(lines: list[dict[str, Any]]) -> bool:
-    """Both trials of LightGBM have finished, a second ago or more, and a network is training."""
-    training = [line for line in lines if line["family"] == "lstm_attention" and ": iteration" in line["message"]]
+    """Two trials have finished, a second ago or more, and every other one that has reported did so twice."""
+    over = ended(lines)
     endings = [datetime.fromisoformat(line["ts"]) for line in lines if ": finished at" in line["message"]]
-    return len(endings) >= 2 and len(training) >= 2 and datetime.now(UTC) - endings[1] > timedelta(seconds=1)
+    training = Counter(
+        line["trial"] for line in lines if ": iteration" in line["message"] and line["trial"] not in over
+    )
+    settled = len(endings) >= 2 and datetime.now(UTC) - endings[1] > timedelta(seconds=1)
+    return settled and bool(training) and min(training.values()) >= 2
 
 
 def test_a_killed_sweep_is_finished_by_the_next_run(prepared: str, killed: dict[str, Any]) -> None:
