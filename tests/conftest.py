@@ -20,14 +20,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from dkt_ray.session import EVERYWHERE, ON_THIS_MACHINE
+
 # Ray, torch and OpenMP read these when they are first imported or started, hence before any test module.
-os.environ |= {
-    "RAY_AUTH_MODE": "disabled",  # loopback only, see RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port of Ray on 127.0.0.1
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_NUM_THREADS": "1",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-}
+os.environ |= EVERYWHERE | ON_THIS_MACHINE | {"GRADIO_ANALYTICS_ENABLED": "False"}
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("dev", derandomize=True, deadline=None, print_blob=True, database=None)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -80,5 +80,3 @@ class ModelSpec:
     config: type[ModelConfig]
     model: type[Model]
     space: Space
-
-    kinds: ClassVar[tuple[str, ...]] = ("table", "sequence")

@@ -27,6 +27,7 @@ from dkt_ray.pipelines import figures
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Kind, Settings, make_report, measure_in_turn
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
 from dkt_ray.registry import bundle as bundles
+from dkt_ray.registry.cache import resolve
 from dkt_ray.registry.store import Registry
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.baselines import BASELINES
@@ -179,8 +180,7 @@ def _check_users(family: str, folder: Store, training_users: set[str]) -> None:
 
 def _of_bundle(name: str, store: Store) -> Fitted:
     registry = Registry(store)
-    alias = registry.alias(name)
-    digest = alias.bundle if alias else name
+    digest = resolve(registry, name)
     with tempfile.TemporaryDirectory() as local:
         registry.fetch(digest, Path(local))
         scorer = bundles.load(Path(local), digest).scorer
