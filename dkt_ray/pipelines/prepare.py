@@ -230,9 +230,9 @@ def _encode_bucket(
     work.write_table(bucket_key("windows", bucket), windows)
     users = np.flatnonzero(fold != TEST)
     training = moments(rows.take(*ranges(rows.offsets[users], rows.offsets[users + 1])))
-    return {"count": training.count, "sums": training.sums.tolist(), "squares": training.squares.tolist()}
+    return {name: np.asarray(value).tolist() for name, value in vars(training).items()}
 
 
 def _sum_moments(reports: Sequence[dict[str, Any]]) -> Moments:
-    each = (Moments(r["count"], np.array(r["sums"], np.int64), np.array(r["squares"], np.int64)) for r in reports)
+    each = (Moments(r.pop("count"), **{name: np.array(r[name], np.int64) for name in r}) for r in reports)
     return functools.reduce(operator.add, each)

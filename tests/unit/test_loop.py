@@ -170,7 +170,7 @@ def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize("name", ["school", "previous_correct"])
 def test_a_column_that_cannot_be_embedded_is_named(data, name):
-    with pytest.raises(ConfigError, match=f"embeddings names '{name}'; a network may embed head, lag"):
+    with pytest.raises(ConfigError, match=f"embeddings names '{name}'; a network may embed head, hour, lag"):
         train(data, config(embeddings={name: 4}))
 
 
