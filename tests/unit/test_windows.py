@@ -278,6 +278,8 @@ def test_a_target_reads_the_visible_rows_of_its_window(encoded, strategy):
     batch = whole_batch(
         network, dataclasses.replace(rows, ids=rows.ids | {"question": np.arange(rows.rows) + 1}), windows
     )
+    longest = int((windows.stop - windows.start).max())
+    assert batch.past_answer.shape[1] <= max(longest - 1, 1)  # the last row is nobody's past
     reads = 0
     for number, held in enumerate(contents(windows)):
         scored = held[windows.score_from[number] - windows.start[number] :]
