@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from dkt_ray.data.history import Coded, Histories
 from dkt_ray.data.simulate import SimulateConfig, Simulation, simulate, write
 from dkt_ray.data.windows import STRATEGIES
 from dkt_ray.errors import InputError
+from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines.windows import WindowsConfig, count, interactions, read, run
-from dkt_ray.storage import open_store
+from dkt_ray.storage import Store, open_store
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,24 @@ def test_raw_logs_are_read_as_prepare_reads_them(simulation, logs):
     assert found.users.tolist() == expected.users.tolist()
     assert found.correct.tolist() == expected.correct.tolist()
     assert found.test.strings().tolist() == expected.test.strings().tolist()
+
+
+def test_a_dataset_counts_as_its_logs_do(simulation, logs, tmp_path, monkeypatch):
+    histories = simulation.histories(hide=True)
+    opened = []
+
+    def prepared(store: Store, name: str) -> SimpleNamespace:
+        opened.append(name)
+        return SimpleNamespace(load_histories=lambda: (histories, np.zeros(len(histories.users), np.int8)))
+
+    monkeypatch.setattr(Dataset, "open", prepared)
+    found = run(build(WindowsConfig, {"store": str(tmp_path), "dataset": "mine"}))
+    assert opened == ["mine"]
+    expected = run(build(WindowsConfig, {"path": f"{logs}/t*_data.csv"}))
+    drawn = "last, balanced", "random"  # by the order of the users, which differs here
+    for counts in ("strategies", "without_test_users"):
+        for name in expected[counts].keys() - drawn:
+            assert found[counts][name] == expected[counts][name]
 
 
 def test_questions_of_another_form_are_grouped_by_their_test():
