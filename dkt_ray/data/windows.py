@@ -147,7 +147,7 @@ def draw(rows: Interactions, config: WindowConfig, context: int, seed: int = 0, 
         rows: of U users.
         config: strategy and numbers.
         context: C of the context rule, and L where the config has none.
-        seed: of random strategies, with `epoch`; a window depends on no other window's draw.
+        seed: of random strategies, with `epoch`; the order in which batches read the windows plays no part.
         epoch: another epoch is another draw.
 
     Raises:
