@@ -1,29 +1,113 @@
-"""Which users train, in which fold, and which wait in the test vault: a seeded, platform-independent hash of the user.
+"""Which users and rows train, in which fold, and which wait in the test vault.
 
-Legend: N strings, U users.
+Every split is a pure function of facts about the users; randomness is a seeded, platform-independent hash of the name.
+
+Legend: N strings, U users, K training folds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dkt_ray.data.history import Int8, Strings
+from dkt_ray.data.history import Int8, Int64, Strings
 from dkt_ray.errors import InputError
 
 TEST: Final = -1  # the fold of a test user
 
 UInt64 = npt.NDArray[np.uint64]
+SplitKind = Literal["hash", "file", "population", "balanced", "temporal", "last_answer"]
 
 _FNV_OFFSET: Final = 0xCBF29CE484222325
 _FNV_PRIME: Final = np.uint64(0x100000001B3)
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _TEST_STREAM, _FOLD_STREAM, _BUCKET_STREAM = range(3)  # modulo 3, so that no seed meets another stream
+
+
+class UserFacts(NamedTuple):
+    """What a split may know of the users of the whole dataset, one entry per user."""
+
+    users: Strings  # [U], sorted, distinct
+    rows: Int64  # [U] interactions
+    hidden: Int64  # [U] of them with a hidden answer (-1)
+    graded: Int64  # [U] of them with a known answer
+    last: Int64  # [U] position of the last row with a known answer, -1 if none
+    before: Int64  # [U] rows with a timestamp before the split time (0 where no split time is given)
+
+
+class Split(NamedTuple):
+    """Where each user's rows go: rows before `cut` train in `fold`, rows from `cut` on are held out."""
+
+    fold: Int8  # [U] training fold 0..K-1, or TEST (-1): trains nothing
+    cut: Int64  # [U] number of rows that train; 0 for TEST users, rows[u] for users that only train
+
+
+def split(
+    facts: UserFacts, kind: SplitKind, *, seed: int, test_fraction: float, folds: int, file: pa.Table | None = None
+) -> Split:
+    """Split users, or each user's rows, into training folds and the vault.
+
+    `hash`: every user by the hash of the name. `file`: every user as a published split says. `population`: users with
+    a hidden answer are the vault, the others get hash folds. `balanced`: vault and folds hold rows in proportion.
+    `temporal`: rows before the split time train, later ones are held out; a user without earlier rows is TEST.
+    `last_answer`: a share of the users holds out the last known answer and all that follows it; everything else trains.
+
+    Args:
+        facts: of all users.
+        kind: the kind of split.
+        seed: another seed is another, independent split (not used by `file`).
+        test_fraction: share of users (`balanced`: of rows) that are held out; `last_answer`: share of users whose last
+            answer is; not used by `file`, `population` and `temporal`.
+        folds: number of training folds, K.
+        file: the table that `folds_from_file` reads; `file` only.
+
+    Raises:
+        InputError: the data do not fit the kind of split, or the file does not fit the data.
+    """
+    hashed = assign_folds(facts.users, seed, 0.0, folds)
+    match kind:
+        case "hash":
+            found = _of_users(facts, assign_folds(facts.users, seed, test_fraction, folds))
+        case "file":
+            assert file is not None, "the kind 'file' needs the table of the split file"
+            found = _of_users(facts, folds_from_file(facts.users, file, folds))
+        case "population":
+            _some(facts.hidden > 0, "user has a hidden answer (-1)", kind)
+            _some(facts.hidden == 0, "user has known answers only, so nobody is left to train", kind)
+            found = _of_users(facts, np.where(facts.hidden > 0, np.int8(TEST), hashed))
+        case "balanced":
+            found = _of_users(facts, _balanced_folds(facts, seed, test_fraction, folds))
+        case "temporal":
+            _some(facts.before > 0, "row lies before data.split_time", kind, "data.split_time")
+            _some(facts.before < facts.rows, "row lies at or after data.split_time", kind, "data.split_time")
+            found = _of_rows(hashed, facts.before)
+        case "last_answer":
+            held_out = (_chance(facts.users, seed) < test_fraction) & (facts.last >= 0)
+            found = _of_rows(hashed, np.where(held_out, facts.last, facts.rows))
+    assert_disjoint(facts, found, kind)
+    return found
+
+
+def assert_disjoint(facts: UserFacts, found: Split, kind: SplitKind) -> None:
+    """Fail where a user (for the kinds that cut histories: a row) is both trained on and held out."""
+    assert np.all(facts.users[:-1] < facts.users[1:]), "users are not sorted and distinct: one could be in two places"
+    assert np.all((found.cut >= 0) & (found.cut <= facts.rows)), "a cut lies outside its user's history"
+    assert not np.any((found.fold == TEST) & (found.cut > 0)), "a test user would train"
+    if kind == "temporal":
+        assert np.all(found.cut <= facts.before), "a row at or after the split time would train"
+    elif kind == "last_answer":
+        assert np.all((found.cut == facts.rows) | ((found.cut == facts.last) & (facts.last >= 0))), (
+            "a held-out last answer would train"
+        )
+    else:
+        assert not np.any((found.cut > 0) & (found.cut < facts.rows)), "a user would be trained on and held out"
+        assert not np.any((found.fold != TEST) & (found.cut < facts.rows)), "a training user would be held out"
 
 
 def stable_hash(strings: Sequence[str] | Strings | pa.Array | pa.ChunkedArray, seed: int) -> UInt64:
@@ -45,8 +129,8 @@ def stable_hash(strings: Sequence[str] | Strings | pa.Array | pa.ChunkedArray, s
 
 
 def bucket_of(users: pa.Array | pa.ChunkedArray | Strings, buckets: int) -> npt.NDArray[np.int64]:
-    """The bucket that holds each user, [N]; `buckets` is a power of two, so doubling it splits every bucket in two."""
-    return (stable_hash(users, _BUCKET_STREAM) & np.uint64(buckets - 1)).astype(np.int64)
+    """The bucket that holds each user, [N]; doubling the number of buckets splits every bucket in two."""
+    return (stable_hash(users, _BUCKET_STREAM) % np.uint64(buckets)).astype(np.int64)
 
 
 def assign_folds(users: Strings, seed: int, test_fraction: float, folds: int) -> Int8:
@@ -61,10 +145,8 @@ def assign_folds(users: Strings, seed: int, test_fraction: float, folds: int) ->
     Returns:
         int8 [U], `TEST` or 0 to K - 1.
     """
-    streams = 3 * seed
-    chance = (stable_hash(users, streams + _TEST_STREAM) >> np.uint64(11)) * 2.0**-53
-    fold = (stable_hash(users, streams + _FOLD_STREAM) % np.uint64(folds)).astype(np.int8)
-    return np.where(chance < test_fraction, np.int8(TEST), fold)
+    fold = (stable_hash(users, 3 * seed + _FOLD_STREAM) % np.uint64(folds)).astype(np.int8)
+    return np.where(_chance(users, seed) < test_fraction, np.int8(TEST), fold)
 
 
 def folds_from_file(users: Strings, split: pa.Table, folds: int) -> Int8:
@@ -100,6 +182,51 @@ def folds_from_file(users: Strings, split: pa.Table, folds: int) -> Int8:
         )
     codes = np.array([names[name] for name in known["split"].to_pylist()], np.int8)
     return codes[place.to_numpy()]
+
+
+def _of_users(facts: UserFacts, fold: Int8) -> Split:
+    """A split that leaves every history whole."""
+    return Split(fold, np.where(fold == TEST, 0, facts.rows))
+
+
+def _of_rows(fold: Int8, cut: Int64) -> Split:
+    """A split that cuts histories; a user with no row to train on is TEST."""
+    return Split(np.where(cut > 0, fold, np.int8(TEST)), cut.astype(np.int64))
+
+
+def _some(found: npt.NDArray[np.bool_], what: str, kind: SplitKind, setting: str = "data.path") -> None:
+    if len(found) and not found.any():
+        raise InputError(f"data.split={kind}: no {what}; change {setting} or choose another split")
+
+
+def _chance(users: Strings, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) of each user, [U]."""
+    return (stable_hash(users, 3 * seed + _TEST_STREAM) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _balanced_folds(facts: UserFacts, seed: int, test_fraction: float, folds: int) -> Int8:
+    """Deal users, big ones first, each to the part that is emptiest for its size.
+
+    Users of about the same size (equal power of two) are dealt in the order of their hash, so that another seed is
+    another split.
+    """
+    mixed = stable_hash(facts.users, 3 * seed + _FOLD_STREAM)
+    size = np.frexp(facts.rows.astype(np.float64))[1]
+    order = np.lexsort((mixed, -size))  # stable: users are sorted
+    share = np.array([*[(1 - test_fraction) / folds] * folds, test_fraction])
+    part = np.empty(len(order), np.int8)
+    part[order] = _deal(facts.rows[order], share[share > 0])
+    return np.where(part == folds, np.int8(TEST), part)
+
+
+@numba.njit(cache=True)
+def _deal(rows: Int64, share: npt.NDArray[np.float64]) -> Int8:
+    part = np.empty(len(rows), np.int8)
+    load = np.zeros(len(share), np.int64)
+    for user in range(len(rows)):
+        part[user] = np.argmin((load + rows[user]) / share)
+        load[part[user]] += rows[user]
+    return part
 
 
 def _hash_distinct(values: pa.Array, seed: int) -> UInt64:
