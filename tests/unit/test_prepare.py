@@ -269,8 +269,10 @@ def test_finished_tasks_are_not_run_again(tmp_path):
 def test_a_driver_that_is_killed_is_forgotten_its_finished_work_is_not(logs, tmp_path, monkeypatch):
     logs.write_csv(tmp_path / "log.csv")
     expected = run(tmp_path / "log.csv", tmp_path / "anew", data={"buckets": 3})
-    code = f"from pathlib import Path; from tests.unit import test_prepare as t; t.prepare_and_hang(Path({str(tmp_path)!r}))"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    code = (
+        "import pathlib, sys; from tests.unit import test_prepare as t; t.prepare_and_hang(pathlib.Path(sys.argv[1]))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT)
     files = open_store(tmp_path / "store").child("datasets/default")
     give_up = time.monotonic() + 30
     while not files.exists("hanging") and time.monotonic() < give_up:
@@ -288,18 +290,18 @@ def test_a_driver_that_is_killed_is_forgotten_its_finished_work_is_not(logs, tmp
     assert files.list("tmp") == []
 
 
-def prepare_and_hang(folder: Path) -> None:
+def prepare_and_hang(folder: str) -> None:
     """What the process does that is killed: it stops in the middle of its second bucket."""
     plain = stages._merge_bucket
 
     def hanging(item: dict[str, Any], **more: Any) -> dict[str, Any]:
         if item["bucket"] == 1:
-            open_store(folder / "store").write("datasets/default/hanging", b"")
+            open_store(f"{folder}/store").write("datasets/default/hanging", b"")
             time.sleep(60)
         return plain(item, **more)
 
     stages._merge_bucket = hanging
-    run(folder / "log.csv", folder / "store", data={"buckets": 3})
+    run(f"{folder}/log.csv", f"{folder}/store", data={"buckets": 3})
 
 
 def test_a_lease_is_exclusive_renewed_and_expires(tmp_path, monkeypatch):
