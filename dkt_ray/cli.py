@@ -34,6 +34,7 @@ class Job(NamedTuple):
 JOBS: Final = {
     "simulate": Job("make a learning platform's logs", "pipelines.simulate", "SimulateConfig", "none"),
     "prepare": Job("validate, order and encode interaction logs", "pipelines.prepare", "PrepareConfig", "own"),
+    "eda": Job("describe a dataset in one interactive HTML page", "pipelines.eda", "EdaConfig", "none"),
     "tune": Job(
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),

@@ -10,7 +10,7 @@ import getpass
 import socket
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +27,7 @@ from dkt_ray.errors import ConfigError, ConflictError, NotFoundError, StorageErr
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.encoder import encode
 from dkt_ray.features.state import ID_COLUMNS, EncoderState
+from dkt_ray.schema import UNKNOWN
 from dkt_ray.storage import Store, json_bytes
 
 MANIFEST: Final = "manifest.json"
@@ -144,6 +145,11 @@ class Dataset:
             ConfigError: as `load`.
         """
         return self._histories(range(self.manifest.buckets), self._training(folds))
+
+    def test_inputs(self) -> Histories:
+        """What the test users were asked, and when: every answer is hidden, so nothing enters the ledger."""
+        histories, _ = self._histories(range(self.manifest.buckets), {TEST})
+        return replace(histories, correct=np.full(histories.rows, UNKNOWN, np.int8))
 
     def open_vault(self, reason: str) -> Vault:
         """The test users, after a ledger entry of who opened the vault, when and why.
