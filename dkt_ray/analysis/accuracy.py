@@ -1,4 +1,4 @@
-"""How often answers are right: by head, mid, tail and hour, and at the end of histories (F07); months per head (F09)."""
+"""How often answers are right, by head, mid, tail, hour and pace (F07, F13); months (F09), order and repeats (F14)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ def by_month(log: Interactions) -> pl.DataFrame:
         return total
     names = [str(head) for head in sorted(of_head["head"].unique().to_list())]
     wide = of_head.with_columns(pl.col("head").cast(pl.String)).pivot("head", index="month", values="n")
-    return total.select("month").join(wide.select("month", *names), "month", "left").fill_null(0).join(total, "month").sort("month")
+    return (
+        total.select("month")
+        .join(wide.select("month", *names), "month", "left")
+        .fill_null(0)
+        .join(total, "month")
+        .sort("month")
+    )
 
 
 def by_attempt(log: Interactions, most: int = 10) -> pl.DataFrame:
@@ -86,7 +92,7 @@ def order_in_tests(log: Interactions) -> pl.DataFrame:
 
 
 def violations(log: Interactions) -> pl.DataFrame:
-    """Transitions inside a test that do not go to the next tail, in all and per head: transitions, violations, share."""
+    """Transitions inside a test that do not go to the next tail, in all and per head."""
     steps = _steps(log)
     number = pl.len().cast(pl.Int64).alias("transitions")
     broken = (pl.col("step") != 1).sum().cast(pl.Int64).alias("violations")

@@ -15,7 +15,15 @@ from dkt_ray.analysis.measures import Correlation, pearson
 
 RECENT: Final = (10, 30, 50, 100)
 FEATURES: Final = (
-    *("questions", "right", "accuracy", "cycles", "questions per cycle", "days from first to last", "days between cycles"),
+    *(
+        "questions",
+        "right",
+        "accuracy",
+        "cycles",
+        "questions per cycle",
+        "days from first to last",
+        "days between cycles",
+    ),
     *(f"accuracy of the last {n}" for n in RECENT),
     *("accuracy in the last test", "seconds between answers in a cycle"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from dkt_ray.analysis import accuracy, curves, exposure, figures
@@ -30,7 +31,9 @@ def rates(material: Material) -> Section:
     ]
     if log.timed:
         tables["by_hour"] = accuracy.by_hour(log)
-        panels.append(Panel([figures.shares(tables["by_hour"]["hour"], tables["by_hour"], 5)], "hour of the day (UTC)", SHARE))
+        panels.append(
+            Panel([figures.shares(tables["by_hour"]["hour"], tables["by_hour"], 5)], "hour of the day (UTC)", SHARE)
+        )
     tables["ends"] = accuracy.of_ends(log)
     ends = figures.shares(tables["ends"]["answers"], tables["ends"], 2, line=False)
     exhibits = [
@@ -40,27 +43,24 @@ def rates(material: Material) -> Section:
             figures.figure([Panel([ends], "which answers", SHARE)]),
         ),
     ]
-    says = (
-        "The share of right answers by head, mid, tail and hour. These are averages of who happened to be there, not effects: "
-        "strong students pick hard tests, and the hour is that of UTC."
-    )
-    return Section("Accuracy", says, tables, exhibits[0 if panels else 1 :], needs(material, "time", "heads"))
+    return Section(tables, exhibits[0 if panels else 1 :], needs(material, "time", "heads"))
 
 
 def months(material: Material) -> Section:
     """F09: interactions per month and head."""
-    title, says = "Months", "Answers per calendar month (UTC) and head: seasons, and heads that begin or stop."
     if not material.log.timed:
-        return Section(title, says, missing=needs(material, "time"))
+        return Section(missing=needs(material, "time"))
     table = accuracy.by_month(material.log)
     heads = [name for name in table.columns if name not in ("month", "all")] or ["all"]
     traces = [
         figures.curve(table["month"], table[head], number, f"head {head}" if head != "all" else "all", marks=True)
         for number, head in enumerate(heads)
     ]
-    drawing = figures.figure([Panel(traces, "month (UTC)", "answers per month", axes={"x": {"type": "category"}})], height=420)
+    drawing = figures.figure(
+        [Panel(traces, "month (UTC)", "answers per month", axes={"x": {"type": "category"}})], height=420
+    )
     seen = Exhibit("When each head is worked on; a head that stops early meets other users later.", drawing)
-    return Section(title, says, {"per_month": table}, [seen], needs(material, "heads"))
+    return Section({"per_month": table}, [seen], needs(material, "heads"))
 
 
 def exposures(material: Material) -> Section:
@@ -74,11 +74,11 @@ def exposures(material: Material) -> Section:
         drawn = figures.thinned(found["raw"].sort("n", "accuracy"), material.settings.drawn)
         traces = [
             figures.points(drawn["n"], drawn["accuracy"], 0, "one unit"),
-            figures.curve(found["binned"]["n"], found["binned"]["accuracy"], 5, f"mean per bin of the count"),
+            figures.curve(found["binned"]["n"], found["binned"]["accuracy"], 5, "mean per bin of the count"),
         ]
         if fitted := line(found["raw"]["n"], found["raw"]["accuracy"]):
-            ends = [found["raw"]["n"].min(), found["raw"]["n"].max()]
-            traces.append(figures.curve(ends, [fitted[0] * x + fitted[1] for x in ends], 8, "least squares line"))
+            ends = np.array([found["raw"]["n"].min(), found["raw"]["n"].max()], np.float64)
+            traces.append(figures.curve(ends, fitted[0] * ends + fitted[1], 8, "least squares line"))
         clouds.append(Panel(traces, f"answers per {unit}", f"accuracy of the {unit}", f"{unit}s"))
         halves = split.filter(pl.col("unit") == unit).partition_by("group", maintain_order=True)
         lines = [
@@ -92,10 +92,6 @@ def exposures(material: Material) -> Section:
         Exhibit("Accuracy of the units above and below the mean number of answers.", figures.figure(densities, 3)),
     ]  # fmt: skip
     return Section(
-        "Exposure",
-        "Number of answers against accuracy over users, tags and tests: every unit (raw), units of an equal count averaged "
-        "(per count), and bins of equal width (binned: 300, 150 and 200). Averaging removes noise, so r grows from raw to binned; "
-        "only the raw one is a correlation of units. A few very large units can carry it.",
         {"correlations": table, "split_at_mean": split},
         exhibits if clouds else (),
         needs(material, "tests", "concepts"),
@@ -114,18 +110,24 @@ def learning(material: Material) -> Section:
     panels = [Panel([figures.shares([f"{a}-{b}" for a, b in position.select("from", "to").iter_rows()], position, 0)],
                     "earlier rows of the user", SHARE, axes={"x": {"type": "category"}})]  # fmt: skip
     if len(practice):
-        panels.append(Panel([figures.shares(practice["earlier"], practice, 2)], "earlier answers to the same concept", SHARE))
-    exhibits = [Exhibit("Over all users: accuracy along a history, and along the practice of one concept.", figures.figure(panels, 2))]
+        panels.append(
+            Panel([figures.shares(practice["earlier"], practice, 2)], "earlier answers to the same concept", SHARE)
+        )
+    exhibits = [
+        Exhibit(
+            "Over all users: accuracy along a history, and along the practice of one concept.",
+            figures.figure(panels, 2),
+        )
+    ]
     if len(smooth):
-        exhibits.append(_per_user("Users of median length: right answers so far over answers so far. The first few swing.", smooth))
+        exhibits.append(
+            _per_user("Users of median length: right answers so far over answers so far. The first few swing.", smooth)
+        )
     if len(recent):
         exhibits.append(_windowed(recent))
     if log.timed and middle:
         tables["months_of_a_user"] = curves.months_of_a_user(log, middle[0])
     return Section(
-        "Learning curves",
-        "How accuracy moves along a history. Long histories belong to other users than short ones, so the curve over all users mixes "
-        "learning with who stays; tests also get harder. Windowed accuracy of the heaviest users is free of both.",
         tables,
         exhibits if len(position) else (),
         needs(material, "concepts"),
@@ -135,19 +137,16 @@ def learning(material: Material) -> Section:
 
 def pace(material: Material) -> Section:
     """F13: seconds since the previous row against accuracy."""
-    title = "Elapsed time"
-    says = (
-        "Whole seconds since the user's previous row against the answer. A user's first row has no duration. Whether the duration is "
-        "known before the answer depends on what a timestamp means (shown or submitted)."
-    )
     if not material.log.timed:
-        return Section(title, says, missing=needs(material, "time"))
+        return Section(missing=needs(material, "time"))
     support = material.settings.elapsed_support
     table = accuracy.by_elapsed(material.log, support)
-    drawing = figures.figure([Panel([figures.shares(table["elapsed"], table, 0)], "seconds since the previous row (s)", SHARE)])
+    drawing = figures.figure(
+        [Panel([figures.shares(table["elapsed"], table, 0)], "seconds since the previous row (s)", SHARE)]
+    )
     caption = f"Accuracy by duration, durations with more than {support} answers: hasty answers are often wrong."
     bands = accuracy.by_elapsed_band(material.log)
-    return Section(title, says, {"bands": bands, "by_second": table}, [Exhibit(caption, drawing)] if len(table) else ())
+    return Section({"bands": bands, "by_second": table}, [Exhibit(caption, drawing)] if len(table) else ())
 
 
 def order(material: Material) -> Section:
@@ -160,14 +159,22 @@ def order(material: Material) -> Section:
     if len(steps):
         panel = Panel([figures.bars(steps["step"], steps["n"])], "tail minus the tail before (1: printed order)",
                       "transitions", axes={"y": {"type": "log"}})  # fmt: skip
-        exhibits.append(Exhibit("Steps inside a test: most go to the next question (logarithmic axis).", figures.figure([panel])))
+        exhibits.append(
+            Exhibit("Steps inside a test: most go to the next question (logarithmic axis).", figures.figure([panel]))
+        )
     if len(attempts):
-        panel = Panel([figures.shares(attempts["attempt"], attempts, 2)], "attempt at the same question", SHARE)
-        exhibits.append(Exhibit("Accuracy by attempt at the same question: a second pass is not a first one.", figures.figure([panel])))
+        panel = Panel(
+            [figures.shares(attempts["attempt"], attempts, 2)],
+            "attempt at the same question",
+            SHARE,
+            axes={"x": {"dtick": 1}},
+        )
+        exhibits.append(
+            Exhibit(
+                "Accuracy by attempt at the same question: a second pass is not a first one.", figures.figure([panel])
+            )
+        )
     return Section(
-        "Order and repeats",
-        "Transitions between consecutive rows of one user in one test that do not go to the next tail, and answers to a question that "
-        "the user had answered before.",
         tables,
         exhibits,
         needs(material, "tests", "heads"),
@@ -184,16 +191,20 @@ def _per_user(caption: str, table: pl.DataFrame) -> Exhibit:
 
 
 def _windowed(table: pl.DataFrame) -> Exhibit:
-    traces, members = [], []
+    traces: list[figures.Trace] = []
+    members: list[range] = []
     for window in curves.WINDOWS:
         parts = _thin_users(table.filter(pl.col("window") == window))
         members.append(range(len(traces), len(traces) + len(parts)))
         traces += [
-            figures.curve(part["answer"], part["accuracy"], number, f"user {part['user'][0]}") | {"visible": window == curves.WINDOWS[0]}
+            figures.curve(part["answer"], part["accuracy"], number, f"user {part['user'][0]}")
+            | {"visible": window == curves.WINDOWS[0]}
             for number, part in enumerate(parts)
         ]
     shown = [(window, chosen) for window, chosen in zip(curves.WINDOWS, members, strict=True) if len(chosen)]
-    menu = figures.choice([f"last {window} answers" for window, _ in shown], [chosen for _, chosen in shown], len(traces))
+    menu = figures.choice(
+        [f"last {window} answers" for window, _ in shown], [chosen for _, chosen in shown], len(traces)
+    )
     panel = Panel(traces, "known answers so far", SHARE, axes={"y": {"range": [0, 1]}})
     drawing = figures.figure([panel], height=420, menu=menu)
     for number, trace in enumerate(drawing["data"]):

@@ -71,7 +71,9 @@ def months_of_a_user(log: Interactions, user: int) -> pl.DataFrame:
     names = pl.Series("test", log.tests[rows["test"].to_numpy()].astype(str), pl.String)
     grouped = rows.with_columns(names).group_by("month", "head", maintain_order=True)
     tests = pl.col("test").unique(maintain_order=True)
-    return grouped.agg(pl.len().cast(pl.Int64).alias("answers"), tests.len().alias("tests"), tests.str.join(" ").alias("names"))
+    return grouped.agg(
+        pl.len().cast(pl.Int64).alias("answers"), tests.len().alias("tests"), tests.str.join(" ").alias("names")
+    )
 
 
 def _named(table: pl.DataFrame, log: Interactions) -> pl.DataFrame:

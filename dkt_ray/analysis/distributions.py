@@ -1,8 +1,8 @@
-"""Who answered how much, and how well: the dataset's statistics, cell by cell (F03), and its structure (F10, E9, E30)."""
+"""Who answered how much, and how well: the statistics, cell by cell (F03), and the structure (F10, E9, E30)."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -61,7 +61,7 @@ def counts(log: Interactions) -> pl.DataFrame:
     size = of_tests.group_by("test").agg(pl.col("question").n_unique().alias("size"))
     passes = of_tests.group_by("user", "test").agg(pl.len().alias("n")).join(size, "test")
     cycles = passes.select((pl.col("n") / pl.col("size")).ceil().sum()).item()
-    found = {
+    found: dict[str, Any] = {
         "users": len(log.users),
         "rows": len(rows),
         "known answers": len(known),
@@ -99,7 +99,9 @@ def sizes(found: Tables) -> pl.DataFrame:
     """How many tests have 1, 2, ... questions or tags, and how many tags have 1, 2, ... questions or tests."""
     parts = []
     for unit, column in (("test", "questions"), ("test", "tags"), ("tag", "questions"), ("tag", "tests")):
-        counted = found[unit].group_by(pl.col(column).cast(pl.Int64).alias("size")).agg(pl.len().cast(pl.Int64).alias("n"))
+        counted = (
+            found[unit].group_by(pl.col(column).cast(pl.Int64).alias("size")).agg(pl.len().cast(pl.Int64).alias("n"))
+        )
         parts.append(counted.select(pl.lit(f"{column} per {unit}").alias("statistic"), "size", "n").sort("size"))
     return pl.concat(parts)
 
@@ -117,7 +119,9 @@ def heads(log: Interactions) -> pl.DataFrame:
 
 def tails(log: Interactions) -> pl.DataFrame:
     """Distinct questions per tail (the number of a question in its test)."""
-    return log.known.drop_nulls("tail").group_by("tail").agg(pl.col("question").n_unique().alias("questions")).sort("tail")
+    return (
+        log.known.drop_nulls("tail").group_by("tail").agg(pl.col("question").n_unique().alias("questions")).sort("tail")
+    )
 
 
 def shared_tags(log: Interactions) -> pl.DataFrame:

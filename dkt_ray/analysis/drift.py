@@ -9,7 +9,7 @@ Legend: U users, G groups of rows, E epochs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -38,7 +38,7 @@ def groups(log: Interactions, vault: Interactions | None) -> dict[str, pl.DataFr
 
 
 def overview(log: Interactions, vault: Interactions | None) -> pl.DataFrame:
-    """Per group: users, rows, known answers, accuracy, days, and the share of rows whose question training users never met."""
+    """Per group: users, rows, known answers, accuracy, days, and the share of rows whose question training lacks."""
     lines = []
     met = set(log.questions)
     for name, rows in groups(log, vault).items():
@@ -81,7 +81,8 @@ def distances(found: Groups) -> pl.DataFrame:
     rows), value, and for users the two medians.
     """
     base, *others = found
-    of_base, lines = per_user(found[base]), []
+    of_base = per_user(found[base])
+    lines: list[tuple[Any, ...]] = []
     for other in others:
         of_other = per_user(found[other])
         for name, values in of_base.items():
@@ -91,9 +92,9 @@ def distances(found: Groups) -> pl.DataFrame:
         for part, table in shares(found).items():
             index = stability(table[base].to_numpy(), table[other].to_numpy())
             lines.append((f"{part} of rows", other, "stability index", index, None, None))
-    floats = {name: pl.Float64 for name in ("value", "median_of_first", "median")}
-    texts = {name: pl.String for name in ("quantity", "group", "measure")}
-    return pl.DataFrame(lines, texts | floats, orient="row")
+    floats = dict.fromkeys(("value", "median_of_first", "median"), pl.Float64)
+    texts = dict.fromkeys(("quantity", "group", "measure"), pl.String)
+    return pl.DataFrame(lines, {**texts, **floats}, orient="row")
 
 
 def shares(found: Groups) -> dict[str, pl.DataFrame]:
@@ -130,7 +131,7 @@ def quantiles(found: Groups) -> pl.DataFrame:
 
 
 def target_difficulty(log: Interactions) -> pl.DataFrame:
-    """Accuracy of the tests and questions of hidden answers beside that of all: unit, set, from, to, n, density, mean."""
+    """Densities of the accuracy of tests and questions: of all, and of those that hidden answers are asked for."""
     hidden = log.rows.filter(pl.col("correct").is_null())
     parts = []
     for unit in ("test", "question"):
@@ -140,7 +141,9 @@ def target_difficulty(log: Interactions) -> pl.DataFrame:
             counted = histogram(table["accuracy"], DIFFICULTY_BINS, 0.0, 1.0)
             density = (pl.col("n") / max(len(table), 1) * DIFFICULTY_BINS).alias("density")
             mean = pl.lit(table["accuracy"].mean(), pl.Float64).alias("mean")
-            parts.append(counted.select(pl.lit(unit).alias("unit"), pl.lit(name).alias("set"), "from", "to", "n", density, mean))
+            parts.append(
+                counted.select(pl.lit(unit).alias("unit"), pl.lit(name).alias("set"), "from", "to", "n", density, mean)
+            )
     return pl.concat(parts)
 
 

@@ -53,7 +53,7 @@ def project(log: Interactions, features: pl.DataFrame, sample: int, seed: int) -
         seed: of the t-SNE.
 
     Returns:
-        user, questions, accuracy, last (answer), head (the most frequent one), pc1, pc2, tsne1, tsne2 (null: not sampled);
+        user, questions, accuracy, last (answer), head (most frequent one), pc1, pc2, tsne1, tsne2 (null: not sampled);
         and per column its loading on both principal components, with their explained share in the line "explained".
     """
     values, names = vectors(log, features)
@@ -102,7 +102,9 @@ def _principal(values: Floats) -> tuple[Floats, Floats, Floats]:
 def _neighbours(values: Floats, sample: int, seed: int) -> Floats:
     """Places by t-SNE (van der Maaten and Hinton, 2008), [U, 2]; nan for users who are not in the sample."""
     places = np.full((len(values), 2), np.nan)
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(sample, len(values))).astype(np.int64)) if len(values) else []
+    chosen = (
+        np.unique(np.linspace(0, len(values) - 1, min(sample, len(values))).astype(np.int64)) if len(values) else []
+    )
     if len(chosen) < FEWEST or not values.shape[1]:
         return places
     from sklearn.manifold import TSNE

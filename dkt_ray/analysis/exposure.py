@@ -23,7 +23,7 @@ def correlations(units: dict[str, pl.DataFrame]) -> pl.DataFrame:
             slope, intercept = line(points["n"], points["accuracy"]) or (None, None)
             per_thousand = None if slope is None else 1000 * slope
             lines.append((unit, way, *pearson(points["n"], points["accuracy"]), per_thousand, intercept))
-    floats = {name: pl.Float64 for name in ("r", "low", "high", "slope_per_1000", "intercept")}
+    floats = dict.fromkeys(("r", "low", "high", "slope_per_1000", "intercept"), pl.Float64)
     return pl.DataFrame(lines, {"unit": pl.String, "way": pl.String, "n": pl.Int64, **floats}, orient="row")
 
 
@@ -32,12 +32,9 @@ def ways(table: pl.DataFrame, bins: int) -> dict[str, pl.DataFrame]:
     raw = table.select(pl.col("n").cast(pl.Float64), "accuracy", pl.lit(1, pl.Int64).alias("units"))
     units = pl.len().cast(pl.Int64).alias("units")
     per_count = raw.group_by("n").agg(pl.col("accuracy").mean(), units).sort("n")
-    if not len(raw):
-        return {"raw": raw, "per count": per_count, "binned": per_count}
-    low, high = raw["n"].min(), raw["n"].max()
-    width = max((high - low) / bins, 1e-9)
-    cell = ((pl.col("n") - low) / width).floor().clip(0, bins - 1).alias("cell")
-    binned = raw.sort("n", "accuracy").group_by(cell, maintain_order=True)
+    width = pl.max_horizontal((pl.col("n").max() - pl.col("n").min()) / bins, pl.lit(1e-9))
+    cell = ((pl.col("n") - pl.col("n").min()) / width).floor().clip(0, bins - 1).alias("cell")
+    binned = raw.sort("n", "accuracy").with_columns(cell).group_by("cell", maintain_order=True)
     means = binned.agg(pl.col("n").mean(), pl.col("accuracy").mean(), units).sort("cell")
     return {"raw": raw, "per count": per_count, "binned": means.drop("cell")}
 
@@ -56,5 +53,7 @@ def split_at_mean(units: dict[str, pl.DataFrame]) -> pl.DataFrame:
             density = (pl.col("n") / max(len(kept), 1) * DENSITY_BINS).alias("density")
             names = (pl.lit(unit).alias("unit"), pl.lit(group).alias("group"))
             mean_accuracy = pl.lit(kept["accuracy"].mean(), pl.Float64).alias("mean_accuracy")
-            parts.append(counted.select(*names, "from", "to", "n", density, mean_accuracy, pl.lit(len(kept)).alias("units")))
+            parts.append(
+                counted.select(*names, "from", "to", "n", density, mean_accuracy, pl.lit(len(kept)).alias("units"))
+            )
     return pl.concat(parts)

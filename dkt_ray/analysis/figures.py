@@ -1,4 +1,4 @@
-"""Interactive figures as plotly's JSON: panels side by side, each with named axes; colours come from a colour-blind-safe set.
+"""Interactive figures as plotly's JSON: panels side by side, named axes, colours that the colour-blind can tell apart.
 
 Text and grid colours are left to the page, which knows whether it is light or dark.
 """
@@ -18,10 +18,8 @@ COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E0
 DASHES: Final = ("solid", "dash", "dot", "dashdot")
 SYMBOLS: Final = ("circle", "square", "diamond", "cross")
 SCALE: Final = "Cividis"
-CLEAR_BELOW_ZERO: Final = (
-    *((0.0, "rgba(128,128,128,0.12)"), (0.005, "rgba(128,128,128,0.12)"), (0.00990001, "#00224e")),
-    *((0.25, "#404c6b"), (0.5, "#7d7c78"), (0.75, "#bcaf6f"), (1.0, "#fee838")),
-)
+MISSING: Final = "rgba(128,128,128,0.15)"
+HEAT: Final = ("#00224e", "#404c6b", "#7d7c78", "#bcaf6f", "#fee838")  # Cividis (Nunez et al., 2018) at every quarter
 DIGITS: Final = 5
 
 Trace = dict[str, Any]
@@ -38,7 +36,9 @@ class Panel(NamedTuple):
     axes: Mapping[str, Mapping[str, Any]] = {}
 
 
-def figure(panels: Sequence[Panel], columns: int = 1, height: int = 340, menu: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def figure(
+    panels: Sequence[Panel], columns: int = 1, height: int = 340, menu: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A figure of panels in rows of `columns`; a legend where traces have names.
 
     Args:
@@ -47,7 +47,8 @@ def figure(panels: Sequence[Panel], columns: int = 1, height: int = 340, menu: M
     """
     rows = -(-len(panels) // columns)
     data: list[Trace] = []
-    layout: dict[str, Any] = {"height": height * rows + 60, "annotations": [], "legend": {"orientation": "h", "y": -0.12 / rows}}
+    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+    layout: dict[str, Any] = {"height": height * rows + 80, "annotations": [], "legend": legend}
     seen: set[str] = set()
     for number, panel in enumerate(panels):
         suffix = "" if number == 0 else str(number + 1)
@@ -59,15 +60,20 @@ def figure(panels: Sequence[Panel], columns: int = 1, height: int = 340, menu: M
             layout["annotations"].append(_heading(panel.title, (left + right) / 2, 1 - top))
         for trace in panel.traces:
             name = trace.get("name", "")
-            data.append({**trace, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": bool(name) and name not in seen})
+            data.append(
+                {**trace, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": bool(name) and name not in seen}
+            )
             data[-1] |= {"legendgroup": name} if name else {}
             seen.add(name)
+    layout["margin"] = {"l": 60, "r": 20, "t": 50, "b": 100 if seen != {""} else 60}
     if menu:
         layout["updatemenus"] = [dict(menu)]
     return {"data": data, "layout": layout}
 
 
-def curve(x: Values, y: Values, number: int = 0, name: str = "", *, marks: bool = False, hover: str | None = None) -> Trace:
+def curve(
+    x: Values, y: Values, number: int = 0, name: str = "", *, marks: bool = False, hover: str | None = None
+) -> Trace:
     """A line; its number picks colour, dash and mark."""
     colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
     trace: Trace = {"type": "scatter", "mode": "lines+markers" if marks else "lines", "x": plain(x), "y": plain(y)}
@@ -81,7 +87,13 @@ def shares(x: Values, table: pl.DataFrame, number: int = 0, name: str = "", *, l
     """Accuracy with its interval as whiskers, and the number of answers on hover; from `measures.accuracy_by`."""
     trace = curve(x, table["accuracy"], number, name, marks=True)
     above, below = table["high"] - table["accuracy"], table["accuracy"] - table["low"]
-    trace["error_y"] = {"type": "data", "symmetric": False, "array": plain(above), "arrayminus": plain(below), "thickness": 1}
+    trace["error_y"] = {
+        "type": "data",
+        "symmetric": False,
+        "array": plain(above),
+        "arrayminus": plain(below),
+        "thickness": 1,
+    }
     trace["error_y"]["width"] = 2
     trace["customdata"] = plain(table["n"])
     trace["hovertemplate"] = "%{x}: %{y:.4f} of %{customdata:,} answers"
@@ -92,19 +104,25 @@ def points(x: Values, y: Values, number: int = 0, name: str = "", *, size: float
     """A cloud of points."""
     marker = {"color": COLOURS[number % len(COLOURS)], "size": size, "opacity": opacity}
     marker["symbol"] = SYMBOLS[number % len(SYMBOLS)]
-    return {"type": "scattergl", "mode": "markers", "x": plain(x), "y": plain(y), "marker": marker, "name": name}
+    return {"type": "scatter", "mode": "markers", "x": plain(x), "y": plain(y), "marker": marker, "name": name}
 
 
 def coloured(x: Values, y: Values, values: Values, title: str) -> Trace:
     """A cloud of points whose colour is a share from 0 to 1."""
     marker = {"color": plain(values), "colorscale": SCALE, "cmin": 0, "cmax": 1, "size": 5, "opacity": 0.75}
     marker["colorbar"] = {"title": {"text": title, "side": "right"}, "thickness": 12}
-    return {"type": "scattergl", "mode": "markers", "x": plain(x), "y": plain(y), "marker": marker}
+    return {"type": "scatter", "mode": "markers", "x": plain(x), "y": plain(y), "marker": marker}
 
 
 def bars(x: Values, y: Values, number: int = 0, name: str = "", *, width: Values | None = None) -> Trace:
     """Bars; `width` makes a histogram of them."""
-    trace: Trace = {"type": "bar", "x": plain(x), "y": plain(y), "marker": {"color": COLOURS[number % len(COLOURS)]}, "name": name}
+    trace: Trace = {
+        "type": "bar",
+        "x": plain(x),
+        "y": plain(y),
+        "marker": {"color": COLOURS[number % len(COLOURS)]},
+        "name": name,
+    }
     return trace | ({"width": plain(width)} if width is not None else {})
 
 
@@ -118,7 +136,7 @@ def intervals(names: Sequence[str], r: Values, low: Values, high: Values, number
     values, below, above = (np.array(pl.Series(each, dtype=pl.Float64).to_list(), float) for each in (r, low, high))
     error = {"type": "data", "symmetric": False, "array": plain(above - values), "arrayminus": plain(values - below)}
     trace = points(plain(values), list(names), number, name, size=8, opacity=1.0)
-    return trace | {"type": "scatter", "error_x": error | {"thickness": 1.5}}
+    return trace | {"error_x": error | {"thickness": 1.5}}
 
 
 def boxes(names: Values, table: pl.DataFrame, number: int, name: str) -> Trace:
@@ -129,23 +147,30 @@ def boxes(names: Values, table: pl.DataFrame, number: int, name: str) -> Trace:
 
 
 def heat(percent: npt.NDArray[np.int8], names: Sequence[str], visible: bool = True) -> Trace:
-    """A square matrix in percent, from row to column; negative cells are left grey."""
+    """A square matrix in percent, from row to column; negative cells are grey, colours span the others."""
+    known = percent[percent >= 0]
+    low = int(known.min()) - 1 if len(known) else 0  # everything up to it is grey
+    first = 0.5 / max(int(known.max()) - low, 1) if len(known) else 0.5
+    stops = [[0.0, MISSING], [first, MISSING]]
+    stops += [[first + 1e-6 + (1 - first - 1e-6) * step / 4, colour] for step, colour in enumerate(HEAT)]
     encoded = base64.b64encode(np.ascontiguousarray(percent).tobytes()).decode()
     return {
         "type": "heatmap",
         "z": {"dtype": "i1", "bdata": encoded, "shape": f"{percent.shape[0]}, {percent.shape[1]}"},
         "x": list(names),
         "y": list(names),
-        "zmin": -1,
-        "zmax": 100,
-        "colorscale": [list(stop) for stop in CLEAR_BELOW_ZERO],
+        "zmin": low,
+        "zmax": int(known.max()) if len(known) else 1,
+        "colorscale": stops,
         "colorbar": {"title": {"text": "percent", "side": "right"}, "thickness": 12},
         "hovertemplate": "A %{y}, B %{x}: %{z} %<extra></extra>",
         "visible": visible,
     }
 
 
-def choice(labels: Sequence[str], members: Sequence[Sequence[int]], traces: int, titles: Sequence[str] = ()) -> dict[str, Any]:
+def choice(
+    labels: Sequence[str], members: Sequence[Sequence[int]], traces: int, titles: Sequence[str] = ()
+) -> dict[str, Any]:
     """A drop-down list that shows some of the traces at a time.
 
     Args:

@@ -143,4 +143,3 @@ def _time(histories: Histories) -> dict[str, pl.Series]:
         "ms": pl.Series(ms, dtype=pl.Int64),
         "elapsed": pl.DataFrame({"e": elapsed, "f": first}).select(pl.when(~pl.col("f")).then("e")).to_series(),
     }
-

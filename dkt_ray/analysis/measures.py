@@ -1,4 +1,4 @@
-"""The few statistics that all tables of the analysis share: moments, accuracies with intervals, correlations, distances.
+"""The few statistics that the analysis shares: moments, accuracies with intervals, correlations, distances.
 
 A figure that does not exist (no rows, no spread) is null.
 """
@@ -36,7 +36,7 @@ def moments(columns: Mapping[str, pl.Series]) -> pl.DataFrame:
         known = values.drop_nulls().cast(pl.Float64)
         quartiles = [known.quantile(share, "linear") for share in (0.25, 0.5, 0.75)]
         lines.append((name, len(known), known.mean(), known.std(), known.min(), *quartiles, known.max()))
-    floats = {name: pl.Float64 for name in MOMENTS[1:]}
+    floats = dict.fromkeys(MOMENTS[1:], pl.Float64)
     return pl.DataFrame(lines, {"statistic": pl.String, "n": pl.Int64, **floats}, orient="row")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from dkt_ray.analysis import aggregates, distributions, figures
@@ -21,7 +23,9 @@ def summary(material: Material) -> Section:
         for part in [spread.filter(pl.col("statistic") == f"accuracy per {unit}")]
     ]
     exhibits = [
-        Exhibit("How many answers each user, question, test and tag has: users have a long tail.", figures.figure(sizes, 2)),
+        Exhibit(
+            "How many answers each user, question, test and tag has: users have a long tail.", figures.figure(sizes, 2)
+        ),
         Exhibit(
             "How accuracy spreads over users, questions, tests and tags, in bins of 0.02.",
             figures.figure([Panel(rates, "accuracy (share of right answers)", "share of units")]),
@@ -36,9 +40,6 @@ def summary(material: Material) -> Section:
     }
     stored = frozenset({"histograms", *(f"per_{unit}" for unit in found)})
     return Section(
-        "Distributions",
-        "How much there is, and how answers and accuracy spread over users, questions, tests and tags. Every figure of this page "
-        "is of training users; a hidden answer enters no mean. std is the sample standard deviation, quartiles are interpolated.",
         tables,
         exhibits if counted else (),
         needs(material, "tests", "concepts"),
@@ -64,8 +65,6 @@ def structure(material: Material) -> Section:
     exhibits = [Exhibit("Questions and tags per test, questions and tests per tag, users per test and per tag.",
                         figures.figure([*panels, *users], 2))] if panels else []  # fmt: skip
     return Section(
-        "Structure",
-        "What is made of what. Head, mid and tail are the parts of a question's id; a tail is the question's number in its test.",
         {
             "heads": distributions.heads(log),
             "tails": distributions.tails(log),
@@ -82,15 +81,13 @@ def correlation(material: Material) -> Section:
     table = aggregates.correlations(material.features)
     names = table["feature"].to_list()
     bars = [
-        figures.intervals(names, *(table[f"{each}_{column}"] for column in ("r", "low", "high")), number, label)
-        for number, (each, label) in enumerate((("accuracy", "with the user's accuracy"), ("last", "with the last answer")))
+        figures.intervals(names, table[f"{each}_r"], table[f"{each}_low"], table[f"{each}_high"], number, label)
+        for number, (each, label) in enumerate(
+            (("accuracy", "with the user's accuracy"), ("last", "with the last answer"))
+        )
     ]
-    axes = {"y": {"autorange": "reversed", "type": "category"}, "x": {"zeroline": True}}
+    axes: dict[str, dict[str, Any]] = {"y": {"autorange": "reversed", "type": "category"}, "x": {"zeroline": True}}
     return Section(
-        "Features and the last answer",
-        "Thirteen features of a user, computed from the rows before the last one only, against the accuracy in these rows and "
-        "against the last answer, which they have not seen. A cycle is one day (UTC) of a user in one test. The interval is Fisher's, "
-        "95 %; a correlation with a yes-or-no answer is small even where a feature is useful.",
         {"correlations": table, "features": material.features},
         [
             Exhibit(
@@ -112,7 +109,9 @@ def _feature_scatter(material: Material) -> list[Exhibit]:
     for number, name in enumerate(known):
         cloud = figures.points(drawn[name], drawn["accuracy"], 0, "accuracy of a user")
         tenths = _tenths(material.features.select(pl.col(name).alias("x"), "last"))
-        means = figures.curve(tenths["x"], tenths["last"], 5, "share of right last answers, per tenth of users", marks=True)
+        means = figures.curve(
+            tenths["x"], tenths["last"], 5, "share of right last answers, per tenth of users", marks=True
+        )
         traces += [each | {"visible": number == 0} for each in (cloud, means)]
     if not traces:
         return []
@@ -122,7 +121,12 @@ def _feature_scatter(material: Material) -> list[Exhibit]:
     for number, trace in enumerate(drawing["data"]):
         trace["showlegend"] = True
         trace["legendgroup"] = f"{trace['name']} {number // 2}"
-    return [Exhibit("Choose a feature: users as points (evenly sampled), the last answer as a line over tenths of the users.", drawing)]
+    return [
+        Exhibit(
+            "Choose a feature: users as points (evenly sampled), the last answer as a line over tenths of the users.",
+            drawing,
+        )
+    ]
 
 
 def _tenths(pairs: pl.DataFrame) -> pl.DataFrame:

@@ -22,8 +22,8 @@ def pairs(tagged: pl.DataFrame, users: int, tags: int) -> pl.DataFrame:
     """All directed pairs of different tags that a user tried both of, by code.
 
     Columns: a, b; tried (users who tried both), support (of them, right on A), both (of them, right on B too), right_b
-    (of those who tried both, right on B), joint (right on both and wrong on both); R = both / support with its 95 % Wilson
-    interval low to high; base = right_b / tried; lift = R - base; joint_share = joint / tried.
+    (of those who tried both, right on B), joint (right on both and wrong on both); r = both / support with its 95 %
+    Wilson interval low to high; base = right_b / tried; lift = r - base; joint_share = joint / tried.
 
     Args:
         tagged: tag, user and correct (1 or 0), a line per answer and tag.
@@ -94,8 +94,8 @@ def asymmetric(found: pl.DataFrame, support: int, most: int) -> pl.DataFrame:
     """
     kept = found.filter(pl.col("support") >= support)
     back = kept.select(
-        pl.col("b").alias("a"), pl.col("a").alias("b"), pl.col("r").alias("r_back"), pl.col("support").alias("support_back"),
-        pl.col("high").alias("high_back"),
+        pl.col("b").alias("a"), pl.col("a").alias("b"),
+        *(pl.col(name).alias(f"{name}_back") for name in ("r", "support", "high")),
     )  # fmt: skip
     both = kept.join(back, ["a", "b"]).with_columns((pl.col("low") - pl.col("high_back")).alias("gap"))
     return both.filter(pl.col("gap") > 0).sort(["gap", "a", "b"], descending=[True, False, False]).head(most)
@@ -114,7 +114,7 @@ def named(found: pl.DataFrame, log: Interactions) -> pl.DataFrame:
 
 
 def dense(found: pl.DataFrame, column: str, tags: list[int], support: int) -> np.ndarray:
-    """A column of `pairs` as a matrix of whole percent, int8 [G, G] over the given tags; -1 where support is too small."""
+    """A column of `pairs` in whole percent, int8 [G, G] over the given tags; -1 where support is too small."""
     place = pl.DataFrame({"tag": pl.Series(tags, dtype=pl.Int32), "at": pl.Series(range(len(tags)), dtype=pl.Int64)})
     kept = found.filter(pl.col("support") >= support).drop_nulls(column)
     kept = kept.join(place, left_on="a", right_on="tag").join(place, left_on="b", right_on="tag", suffix="_b")

@@ -11,23 +11,14 @@ from dkt_ray.analysis.figures import Panel
 from dkt_ray.analysis.section import Exhibit, Figure, Material, Section, needs
 
 STRONGEST: Final = 200  # pairs in a table
-BOTH: Final = {"tried": "users who tried both", "support": "right on A, tried B", "both": "right on both"}
 SQUARE: Final = {"x": {"type": "category"}, "y": {"type": "category", "autorange": "reversed"}}
 
 
 def concepts(material: Material) -> Section:
     """F08: the directed prerequisite matrix, global and per head."""
-    title = "Concepts: which comes before which"
-    says = (
-        "R(A, B): of the users who were right on A and tried B, the share that was right on B; right on a concept is at least one right "
-        "answer on it. It is directed: R(A, B) far above R(B, A) says that who masters A also masters B, but not the other way, as with "
-        "an easy B below a hard A. Base is the same share among all who tried both, lift is R minus base; they show what being right on "
-        "A adds. joint is the share of users that was both right and wrong on both. low and high: 95 % Wilson interval. This is "
-        "association between users, not proof of an order of learning."
-    )
     log, settings = material.log, material.settings
     if not len(log.concepts):
-        return Section(title, says, missing=needs(material, "concepts"))
+        return Section(missing=needs(material, "concepts"))
     tags = prerequisites.most_tried(log, settings.tags)
     tagged = log.tagged("user").filter(pl.col("tag").is_in(tags))
     found = prerequisites.pairs(tagged, len(log.users), len(log.concepts))
@@ -45,17 +36,23 @@ def concepts(material: Material) -> Section:
         *_matrices(material, found, tags),
         *_head_matrices(material, of_heads),
     ]
-    return Section(title, says, tables, exhibits, needs(material, "heads"), frozenset({"pairs", "pairs_per_head"}))
+    return Section(tables, exhibits, needs(material, "heads"), frozenset({"pairs", "pairs_per_head"}))
 
 
 def _matrices(material: Material, found: pl.DataFrame, tags: list[int]) -> list[Exhibit]:
     log, support = material.log, material.settings.support
     names = [str(name) for name in log.concepts[tags]]
-    order = f"concepts by head, then by name; grey: fewer than {support} users"
+    order = f"by head and name; grey: fewer than {support} users"
     exhibits = []
     for column, caption in (
-        ("r", f"All {len(tags)} concepts, R(A, B) from row to column: blocks are heads, a dark row or column a hard concept ({order})."),
-        ("joint_share", "Users who were both right and wrong on both concepts: pairs that are learnt at the same time."),
+        (
+            "r",
+            f"R(A, B) of {len(tags)} concepts, from row to column: blocks are heads, dark columns are hard ({order}).",
+        ),
+        (
+            "joint_share",
+            "Users who were both right and wrong on both concepts: pairs that are learnt at the same time.",
+        ),
     ):
         matrix = prerequisites.dense(found, column, tags, support)
         panel = Panel([figures.heat(matrix, names)], "concept B", "concept A", axes=SQUARE)
@@ -72,12 +69,16 @@ def _head_matrices(material: Material, of_heads: pl.DataFrame) -> list[Exhibit]:
         tags = sorted({*part["a"].to_list(), *part["b"].to_list()})
         ordered = prerequisites.clustered(part, tags, support)
         matrix = prerequisites.dense(part, "r", ordered, support)
-        traces.append(figures.heat(matrix, [str(name) for name in material.log.concepts[ordered]], visible=head == heads[0]))
+        traces.append(
+            figures.heat(matrix, [str(name) for name in material.log.concepts[ordered]], visible=head == heads[0])
+        )
     if not traces:
         return []
     menu = figures.choice([f"head {head}" for head in heads], [[number] for number in range(len(heads))], len(heads))
     drawing = figures.figure([Panel(traces, "concept B", "concept A", axes=SQUARE)], height=640, menu=menu)
-    caption = "R(A, B) inside one head, from that head's answers only; concepts that go together stand together (clustered)."
+    caption = (
+        "R(A, B) inside one head, from that head's answers only; concepts that go together stand together (clustered)."
+    )
     return [Exhibit(caption, drawing)]
 
 
@@ -100,25 +101,41 @@ def shift(material: Material) -> Section:
     balance = drift.label_balance(log, settings.context, settings.seed)
     heads = drift.head_accuracy(log, settings.window, settings.seed) if log.headed else None
     difficulty = drift.target_difficulty(log)
-    tables = {"groups": drift.overview(log, material.vault), "distances": drift.distances(found), "label_balance": balance}
-    tables |= {"difficulty_of_targets": difficulty, "quantiles": quantiles} | {f"rows_by_{part}": t for part, t in shares.items()}
-    exhibits = [Exhibit("Each group's distribution over users: curves on top of each other are alike.", _quantiles(quantiles))]
+    tables = {
+        "groups": drift.overview(log, material.vault),
+        "distances": drift.distances(found),
+        "label_balance": balance,
+    }
+    tables |= {"difficulty_of_targets": difficulty, "quantiles": quantiles} | {
+        f"rows_by_{part}": t for part, t in shares.items()
+    }
+    exhibits = [
+        Exhibit("Each group's distribution over users: curves on top of each other are alike.", _quantiles(quantiles))
+    ]
     if shares:
         exhibits.append(Exhibit("Where each group's rows lie, as shares of the group.", _shares(shares)))
     if len(found) > 1 and log.rows["correct"].null_count():
-        exhibits.append(Exhibit("The tests and questions of hidden answers beside all: how hard the task is.", _difficulty(difficulty)))
-    panel = Panel([figures.shares(balance["loader"], balance, 2, line=False)], "", "share of right answers", axes={"x": {"automargin": True}})
-    exhibits.append(Exhibit("What a loader asks for decides its label balance: the last row is far from the average row.",
+        exhibits.append(
+            Exhibit(
+                "The tests and questions of hidden answers beside all: how hard the task is.", _difficulty(difficulty)
+            )
+        )
+    panel = Panel(
+        [figures.shares(balance["loader"], balance, 2, line=False)],
+        "",
+        "share of right answers",
+        axes={"x": {"automargin": True}},
+    )
+    exhibits.append(Exhibit("What a loader asks for decides its label balance: a last row is not an average row.",
                             figures.figure([panel], height=400)))  # fmt: skip
     if heads is not None:
         tables["head_accuracy"] = heads
-        exhibits.append(Exhibit("Accuracy of (user, head) groups, whole and in random windows: windows spread wider.", _boxes(heads)))
+        exhibits.append(
+            Exhibit(
+                "Accuracy of (user, head) groups, whole and in random windows: windows spread wider.", _boxes(heads)
+            )
+        )
     return Section(
-        "Training and test users",
-        "Do the users to be predicted look like those that train? Test users wait in the vault: only their inputs (lengths, questions, "
-        "tests, times) are compared, never their answers. KS distance: largest gap between two distribution functions over users; "
-        "stability index: sum (p - q) ln (p / q) over shares of rows, below 0.1 is little, above 0.25 is much. Two random groups of n "
-        "and m users differ by a KS distance of up to about 1.36 sqrt(1/n + 1/m).",
         tables,
         exhibits,
         needs(material, "time", "heads"),
@@ -181,19 +198,17 @@ def map_of_histories(material: Material) -> Section:
     settings = material.settings
     table, axes = embedding.project(material.log, material.features, settings.map_users, settings.seed)
     shown = figures.thinned(table, settings.drawn)
-    clouds = [("principal components of all users", shown, "pc"), ("t-SNE of a sample", table.drop_nulls("tsne1"), "tsne")]
+    clouds = [
+        ("Principal components of all users", shown, "pc"),
+        ("t-SNE of a sample", table.drop_nulls("tsne1"), "tsne"),
+    ]
     clouds = [cloud for cloud in clouds if len(cloud[1])]
     exhibits = [
-        Exhibit(f"{title[0].upper()}{title[1:]}: users with similar habits lie close; colour by the list.", _map(part, name))
+        Exhibit(f"{title}: users with similar habits lie close; colour by the list.", _map(part, name))
         for title, part, name in clouds
     ]
-    says = (
-        "Every user as a vector of habits (accuracy lately and in all, number of answers, tempo, share of each head) from the rows before "
-        "the last one, drawn in two dimensions. If the last answer's colours mix, as they do in most logs, habits alone do not give it "
-        "away. Distances between far groups in a t-SNE mean nothing; its axes have no unit."
-    )
     stored = frozenset({"users"})
-    return Section("Map of histories", says, {"axes": axes, "users": table}, exhibits, needs(material, "time", "heads"), stored)
+    return Section({"axes": axes, "users": table}, exhibits, needs(material, "time", "heads"), stored)
 
 
 def _map(table: pl.DataFrame, axis: str) -> Figure:
@@ -202,13 +217,17 @@ def _map(table: pl.DataFrame, axis: str) -> Figure:
     by_last = [
         figures.points(part[f"{axis}1"], part[f"{axis}2"], number, name, size=5, opacity=0.7)
         for number, (name, part) in enumerate(
-            (("last answer wrong", ends.filter(pl.col("last") == 0)), ("last answer right", ends.filter(pl.col("last") == 1)))
+            (
+                ("last answer wrong", ends.filter(pl.col("last") == 0)),
+                ("last answer right", ends.filter(pl.col("last") == 1)),
+            )
         )
     ]
     by_accuracy = figures.coloured(x, y, table["accuracy"], "accuracy") | {"visible": False}
     heads = table.drop_nulls("head").sort("head").partition_by("head", maintain_order=True)
     by_head = [
-        figures.points(part[f"{axis}1"], part[f"{axis}2"], number, f"head {part['head'][0]}", size=5, opacity=0.7) | {"visible": False}
+        figures.points(part[f"{axis}1"], part[f"{axis}2"], number, f"head {part['head'][0]}", size=5, opacity=0.7)
+        | {"visible": False}
         for number, part in enumerate(heads)
     ]
     traces = [*by_last, by_accuracy, *by_head]

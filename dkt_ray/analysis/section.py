@@ -1,4 +1,4 @@
-"""What a section of the data report is: a title, what it says, its tables, and the figures drawn from them."""
+"""What a section of the data report is made from, and what it is: tables, and the figures drawn from them."""
 
 from __future__ import annotations
 
@@ -59,10 +59,8 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page; `missing` says what the data do not have that it needs."""
+    """What one section of the page shows; `missing` says what the data do not have that it needs."""
 
-    title: str
-    says: str
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     exhibits: Sequence[Exhibit] = ()
     missing: str = ""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import jinja2
-import polars as pl
 from markupsafe import Markup
 from pydantic import Field
 
@@ -136,7 +135,7 @@ def make(material: Material, names: tuple[str, ...]) -> dict[str, Made]:
     with progress("data report", len(names)) as reporter:
         for name in names:
             started = time.perf_counter()
-            section = SECTIONS[name](material)
+            section = SECTIONS[name].make(material)
             made[name] = Made(section, round(time.perf_counter() - started, 2))
             logger.info("section %s: %.1f s", name, made[name].seconds)
             reporter.advance(note=name)
@@ -153,7 +152,7 @@ def write(heading: Mapping[str, Any], made: Mapping[str, Made], folder: Store, c
     page = render(heading, made).encode()
     folder.write(PAGE, page)
     sections = {
-        name: {"title": each.section.title, "seconds": each.seconds, "missing": each.section.missing}
+        name: {"title": SECTIONS[name].title, "seconds": each.seconds, "missing": each.section.missing}
         for name, each in made.items()
     }
     index = {**heading, "sections": sections, "tables": keys, "config": config.model_dump(mode="json")}
@@ -179,6 +178,7 @@ def render(heading: Mapping[str, Any], made: Mapping[str, Made]) -> str:
     return environment.get_template(TEMPLATE).render(
         heading=heading,
         made=made,
+        contents=SECTIONS,
         shown=SHOWN,
         plotly=Markup(get_plotlyjs()),
         figures=Markup(json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")),
@@ -193,9 +193,7 @@ def cell(value: Any) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.1f}"
-
-
+    return f"{round(value, 4) + 0.0:,.4f}" if abs(value) < 1000 else f"{value:,.1f}"  # + 0.0: no negative zero
 
 
 def _chosen(config: EdaConfig) -> tuple[str, ...]:
