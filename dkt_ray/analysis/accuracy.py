@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
 import polars as pl
 
 from dkt_ray.analysis.interactions import PARTS, Interactions
 from dkt_ray.analysis.measures import accuracy_by
+
+BAND_ENDS: Final = (0, 2, 5, 10, 20, 30, 60, 120, 300, 600, 3600, 86_400)  # seconds, inclusive
+BANDS: Final = (
+    *("0", "1-2", "3-5", "6-10", "11-20", "21-30", "31-60", "61-120", "121-300", "301-600"),
+    *("601-3600", "1 h - 1 day", "> 1 day"),
+)
 
 
 def by_part(log: Interactions) -> dict[str, pl.DataFrame]:
@@ -71,16 +80,11 @@ def by_elapsed(log: Interactions, support: int) -> pl.DataFrame:
 
 def by_elapsed_band(log: Interactions) -> pl.DataFrame:
     """Accuracy by broad bands of the seconds since the user's previous row: every row counts."""
-    edges = [1, 3, 6, 11, 21, 31, 61, 121, 301, 601, 3601, 86_401]
-    labels = [
-        *("0", "1-2", "3-5", "6-10", "11-20", "21-30", "31-60", "61-120", "121-300", "301-600"),
-        *("601-3600", "1 h - 1 day", "> 1 day"),
-    ]
-    band = pl.col("elapsed").cut(edges, labels=labels, left_closed=True).alias("seconds")
-    counted = accuracy_by(log.rows.select(band, "correct"), "seconds")
-    order = pl.DataFrame({"seconds": labels, "order": range(len(labels))})
-    named = counted.with_columns(pl.col("seconds").cast(pl.String))
-    return named.join(order, "seconds").sort("order").drop("order")
+    timed = log.rows.select("elapsed", "correct").drop_nulls()
+    band = np.searchsorted(BAND_ENDS, timed["elapsed"].to_numpy(), "left")
+    counted = accuracy_by(timed.select("correct", pl.Series("band", band)), "band")
+    labels = pl.Series("seconds", [BANDS[each] for each in counted["band"]], pl.String)
+    return counted.select(labels, pl.exclude("band"))
 
 
 def order_in_tests(log: Interactions) -> pl.DataFrame:

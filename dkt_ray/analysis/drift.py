@@ -200,7 +200,8 @@ def head_accuracy(log: Interactions, window: int, seed: int) -> pl.DataFrame:
         columns = {"head": np.tile(heads, epochs), "accuracy": accuracy.ravel()}
         name = f"random windows of {window}, {epochs} epoch{'s' * (epochs > 1)}"
         parts.append(pl.DataFrame(columns).select("head", "accuracy", pl.lit(name).alias("source")))
-    order = pl.DataFrame({"source": [part["source"][0] for part in parts if len(part)]}).with_row_index("order")
+    sources = [part["source"][0] for part in parts if len(part)]
+    order = pl.DataFrame({"source": sources}, {"source": pl.String}).with_row_index("order")
     spread = [pl.col("accuracy").quantile(level, "linear").alias(f"{level:.0%}") for level in LEVELS]
     grouped = pl.concat(parts).group_by("head", "source")
     table = grouped.agg(pl.len().cast(pl.Int64).alias("n"), pl.col("accuracy").sort().mean().alias("mean"), *spread)

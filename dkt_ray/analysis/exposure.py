@@ -46,7 +46,8 @@ def split_at_mean(units: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """
     parts = []
     for unit in BINS:
-        table, mean = units[unit], units[unit]["n"].mean()
+        table = units[unit]
+        mean = table["n"].mean() or 0.0
         for group, chosen in (("up to the mean", pl.col("n") <= mean), ("above the mean", pl.col("n") > mean)):
             kept = table.filter(chosen)
             counted = histogram(kept["accuracy"], DENSITY_BINS, 0.0, 1.0)

@@ -92,7 +92,7 @@ def correlation(material: Material) -> Section:
         [
             Exhibit(
                 "Which features go with accuracy, and which of them still say something about the last answer.",
-                figures.figure([Panel(bars, "Pearson's r (95 % interval)", "", axes=axes)], height=480),
+                figures.figure([Panel(bars, "Pearson's r (95 % interval)", "feature", axes=axes)], height=480),
             ),
             *_feature_scatter(material),
         ],

@@ -8,7 +8,7 @@ import polars as pl
 
 from dkt_ray.analysis import drift, embedding, figures, prerequisites
 from dkt_ray.analysis.figures import Panel
-from dkt_ray.analysis.section import Exhibit, Figure, Material, Section, needs
+from dkt_ray.analysis.section import NO_USERS, Exhibit, Figure, Material, Section, needs
 
 STRONGEST: Final = 200  # pairs in a table
 SQUARE: Final = {"x": {"type": "category"}, "y": {"type": "category", "autorange": "reversed"}}
@@ -96,6 +96,8 @@ def _head_summary(of_heads: pl.DataFrame, support: int) -> pl.DataFrame:
 def shift(material: Material) -> Section:
     """F15: training users against users to be predicted and test users; label balance of loaders."""
     log, settings = material.log, material.settings
+    if not len(log.rows):
+        return Section(missing=NO_USERS)
     found = drift.groups(log, material.vault)
     shares, quantiles = drift.shares(found), drift.quantiles(found)
     balance = drift.label_balance(log, settings.context, settings.seed)
@@ -122,7 +124,7 @@ def shift(material: Material) -> Section:
         )
     panel = Panel(
         [figures.shares(balance["loader"], balance, 2, line=False)],
-        "",
+        "what the loader asks for",
         "share of right answers",
         axes={"x": {"automargin": True}},
     )
@@ -212,7 +214,7 @@ def map_of_histories(material: Material) -> Section:
 
 
 def _map(table: pl.DataFrame, axis: str) -> Figure:
-    x, y = table[f"{axis}1"], table[f"{axis}2"]
+    rated = table.drop_nulls("accuracy")
     ends = table.filter(pl.col("last").is_not_null())
     by_last = [
         figures.points(part[f"{axis}1"], part[f"{axis}2"], number, name, size=5, opacity=0.7)
@@ -223,7 +225,8 @@ def _map(table: pl.DataFrame, axis: str) -> Figure:
             )
         )
     ]
-    by_accuracy = figures.coloured(x, y, table["accuracy"], "accuracy") | {"visible": False}
+    by_accuracy = figures.coloured(rated[f"{axis}1"], rated[f"{axis}2"], rated["accuracy"], "accuracy")
+    by_accuracy |= {"visible": False}
     heads = table.drop_nulls("head").sort("head").partition_by("head", maintain_order=True)
     by_head = [
         figures.points(part[f"{axis}1"], part[f"{axis}2"], number, f"head {part['head'][0]}", size=5, opacity=0.7)

@@ -72,6 +72,7 @@ Maker = Callable[[Material], Section]
 NO_TIME: Final = "The logs have no timestamps: only the order of answers is known."
 NO_TESTS: Final = "The logs name no tests."
 NO_HEADS: Final = "The questions' ids do not have the form A + head + mid + tail (3 digits each)."
+NO_USERS: Final = "There are no training users."
 NO_CONCEPTS: Final = "The logs name no concepts."
 
 
