@@ -95,7 +95,6 @@ def exposures(material: Material) -> Section:
         {"correlations": table, "split_at_mean": split},
         exhibits if clouds else (),
         needs(material, "tests", "concepts"),
-        frozenset({"split_at_mean"}),
     )
 
 
@@ -131,7 +130,6 @@ def learning(material: Material) -> Section:
         tables,
         exhibits if len(position) else (),
         needs(material, "concepts"),
-        frozenset({"cumulative", "windowed"}),
     )
 
 

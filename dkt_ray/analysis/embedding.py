@@ -102,9 +102,8 @@ def _principal(values: Floats) -> tuple[Floats, Floats, Floats]:
 def _neighbours(values: Floats, sample: int, seed: int) -> Floats:
     """Places by t-SNE (van der Maaten and Hinton, 2008), [U, 2]; nan for users who are not in the sample."""
     places = np.full((len(values), 2), np.nan)
-    chosen = (
-        np.unique(np.linspace(0, len(values) - 1, min(sample, len(values))).astype(np.int64)) if len(values) else []
-    )
+    spread = np.linspace(0, max(len(values) - 1, 0), min(sample, len(values)))
+    chosen = np.unique(spread.astype(np.int64))
     if len(chosen) < FEWEST or not values.shape[1]:
         return places
     from sklearn.manifold import TSNE

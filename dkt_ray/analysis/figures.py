@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-# Okabe and Ito (2008), without yellow, which a light page swallows; beyond them, dashes tell lines apart
-COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C")
+# Okabe and Ito (2008), without yellow, which a light page swallows, and with a blue that a dark page does not swallow
+COLOURS: Final = ("#2F86C5", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C")
 DASHES: Final = ("solid", "dash", "dot", "dashdot")
 SYMBOLS: Final = ("circle", "square", "diamond", "cross")
 SCALE: Final = "Cividis"
@@ -100,7 +100,7 @@ def shares(x: Values, table: pl.DataFrame, number: int = 0, name: str = "", *, l
     return trace if line else trace | {"mode": "markers"}
 
 
-def points(x: Values, y: Values, number: int = 0, name: str = "", *, size: float = 4, opacity: float = 0.35) -> Trace:
+def points(x: Values, y: Values, number: int = 0, name: str = "", *, size: float = 4, opacity: float = 0.5) -> Trace:
     """A cloud of points."""
     marker = {"color": COLOURS[number % len(COLOURS)], "size": size, "opacity": opacity}
     marker["symbol"] = SYMBOLS[number % len(SYMBOLS)]

@@ -38,12 +38,10 @@ def summary(material: Material) -> Section:
         "columns": distributions.columns(material.log),
         **{f"per_{unit}": table for unit, table in found.items()},
     }
-    stored = frozenset({"histograms", *(f"per_{unit}" for unit in found)})
     return Section(
         tables,
         exhibits if counted else (),
         needs(material, "tests", "concepts"),
-        stored,
     )
 
 
@@ -97,7 +95,6 @@ def correlation(material: Material) -> Section:
             *_feature_scatter(material),
         ],
         needs(material, "time", "tests"),
-        frozenset({"features"}),
     )
 
 

@@ -36,7 +36,7 @@ def concepts(material: Material) -> Section:
         *_matrices(material, found, tags),
         *_head_matrices(material, of_heads),
     ]
-    return Section(tables, exhibits, needs(material, "heads"), frozenset({"pairs", "pairs_per_head"}))
+    return Section(tables, exhibits, needs(material, "heads"))
 
 
 def _matrices(material: Material, found: pl.DataFrame, tags: list[int]) -> list[Exhibit]:
@@ -141,7 +141,6 @@ def shift(material: Material) -> Section:
         tables,
         exhibits,
         needs(material, "time", "heads"),
-        frozenset({"quantiles", "difficulty_of_targets", "rows_by_hour", "rows_by_month", "rows_by_tail"}),
     )
 
 
@@ -209,8 +208,7 @@ def map_of_histories(material: Material) -> Section:
         Exhibit(f"{title}: users with similar habits lie close; colour by the list.", _map(part, name))
         for title, part, name in clouds
     ]
-    stored = frozenset({"users"})
-    return Section({"axes": axes, "users": table}, exhibits, needs(material, "time", "heads"), stored)
+    return Section({"axes": axes, "users": table}, exhibits, needs(material, "time", "heads"))
 
 
 def _map(table: pl.DataFrame, axis: str) -> Figure:

@@ -64,7 +64,6 @@ class Section:
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     exhibits: Sequence[Exhibit] = ()
     missing: str = ""
-    stored_only: frozenset[str] = frozenset()  # tables that are too long for a page
 
 
 Maker = Callable[[Material], Section]
