@@ -102,7 +102,7 @@ def violations(log: Interactions) -> pl.DataFrame:
     broken = (pl.col("step") != 1).sum().cast(pl.Int64).alias("violations")
     of_head = steps.group_by("head").agg(number, broken).sort("head").with_columns(pl.col("head").cast(pl.String))
     counted = pl.concat([steps.select(pl.lit("all").alias("head"), number, broken), of_head])
-    return counted.with_columns((pl.col("violations") / pl.col("transitions")).alias("share"))
+    return counted.with_columns((pl.col("violations") / pl.col("transitions")).fill_nan(None).alias("share"))
 
 
 def _steps(log: Interactions) -> pl.DataFrame:

@@ -151,8 +151,8 @@ def heat(percent: npt.NDArray[np.int8], names: Sequence[str], visible: bool = Tr
     known = percent[percent >= 0]
     low = int(known.min()) - 1 if len(known) else 0  # everything up to it is grey
     first = 0.5 / max(int(known.max()) - low, 1) if len(known) else 0.5
-    stops = [[0.0, MISSING], [first, MISSING]]
-    stops += [[first + 1e-6 + (1 - first - 1e-6) * step / 4, colour] for step, colour in enumerate(HEAT)]
+    places = np.linspace(first + 1e-6, 1.0, len(HEAT)).tolist()  # plotly wants the last one to be 1 exactly
+    stops = [[0.0, MISSING], [first, MISSING], *map(list, zip(places, HEAT, strict=True))]
     encoded = base64.b64encode(np.ascontiguousarray(percent).tobytes()).decode()
     return {
         "type": "heatmap",

@@ -54,7 +54,7 @@ def accuracy_by(rows: pl.DataFrame, *keys: str) -> pl.DataFrame:
 def with_share(counted: pl.DataFrame) -> pl.DataFrame:
     """Add `accuracy`, right / n, with its 95 % Wilson interval `low` to `high`."""
     low, high = wilson(counted["right"].to_numpy(), counted["n"].to_numpy())
-    share = (pl.col("right") / pl.col("n")).alias("accuracy")
+    share = (pl.col("right") / pl.col("n")).fill_nan(None).alias("accuracy")
     return counted.with_columns(share, pl.Series("low", low), pl.Series("high", high))
 
 

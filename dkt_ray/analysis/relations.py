@@ -42,12 +42,12 @@ def concepts(material: Material) -> Section:
 def _matrices(material: Material, found: pl.DataFrame, tags: list[int]) -> list[Exhibit]:
     log, support = material.log, material.settings.support
     names = [str(name) for name in log.concepts[tags]]
-    order = f"by head and name; grey: fewer than {support} users"
+    order = f"{'by head and name' if log.headed else 'by name'}; grey: fewer than {support} users"
     exhibits = []
     for column, caption in (
         (
             "r",
-            f"R(A, B) of {len(tags)} concepts, from row to column: blocks are heads, dark columns are hard ({order}).",
+            f"R(A, B) of {len(tags)} concepts, from row to column: dark columns are hard concepts ({order}).",
         ),
         (
             "joint_share",

@@ -144,6 +144,7 @@ def make(material: Material, names: tuple[str, ...]) -> dict[str, Made]:
 
 def write(heading: Mapping[str, Any], made: Mapping[str, Made], folder: Store, config: EdaConfig) -> int:
     """Write tables, then the page, then the index: where it is, the report is complete; returns the page's bytes."""
+    folder.delete(INDEX)
     keys = {}
     for name, each in made.items():
         for table, frame in each.section.tables.items():

@@ -58,6 +58,8 @@ def test_every_section_is_made_of_any_data_and_says_what_is_missing(case):
         section = entry.make(made)
         if missing:
             assert (missing in section.missing) == (name in NEEDED[missing]), name
+        for table, frame in section.tables.items():
+            assert not any(frame[c].is_nan().any() for c in frame.columns if frame.schema[c].is_float()), (name, table)
         for exhibit in section.exhibits:
             json.dumps(exhibit.figure, allow_nan=False)
             go.Figure(exhibit.figure)  # plotly knows every property and value
@@ -144,6 +146,10 @@ def test_a_sample_smaller_than_a_t_sne_needs_is_left_out():
 def test_heat_maps_keep_missing_cells_apart():
     trace = figures.heat(np.array([[-1, 80], [100, -1]], np.int8), ["a", "b"])
     assert (trace["zmin"], trace["zmax"]) == (79, 100)
+    for high in range(101):  # a colour scale that does not end at 1 is ignored
+        scale = figures.heat(np.array([[-1, 0], [high, -1]], np.int8), ["a", "b"])["colorscale"]
+        assert (scale[0][0], scale[-1][0]) == (0, 1)
+        assert [place for place, _ in scale] == sorted({place for place, _ in scale})
     assert go.Figure([trace]).to_dict()["data"][0]["z"]["shape"] == "2, 2"
     empty = figures.heat(np.full((1, 1), -1, np.int8), ["a"])
     assert empty["zmin"] < empty["zmax"]
