@@ -51,7 +51,7 @@ def _matrices(material: Material, found: pl.DataFrame, tags: list[int]) -> list[
         ),
         (
             "joint_share",
-            "Users who were both right and wrong on both concepts: pairs that are learnt at the same time.",
+            "Share of the users who were both right and wrong on both concepts: where neither is settled yet.",
         ),
     ):
         matrix = prerequisites.dense(found, column, tags, support)
