@@ -39,6 +39,7 @@ JOBS: Final = {
         "validate, order and split interaction logs, fit the encoder", "pipelines.prepare", "PrepareConfig", "lazy"
     ),
     "windows": Job("count the training windows that each strategy makes", "pipelines.windows", "WindowsConfig", "none"),
+    "eda": Job("describe a dataset in one interactive HTML page", "pipelines.eda", "EdaConfig", "none"),
     "tune": Job(
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),

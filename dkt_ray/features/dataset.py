@@ -12,7 +12,7 @@ import getpass
 import socket
 import tempfile
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -29,6 +29,7 @@ from dkt_ray.errors import ConfigError, ConflictError, NotFoundError, StorageErr
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.chunks import encode_users
 from dkt_ray.features.state import EncoderState
+from dkt_ray.schema import UNKNOWN
 from dkt_ray.storage import Store, json_bytes
 
 MANIFEST: Final = "manifest.json"
@@ -230,6 +231,11 @@ class Dataset:
         histories = Histories.from_table(self._read(bucket))
         owners = np.repeat(np.arange(len(histories.users)), histories.lengths)[~graded(histories.correct)]
         return histories.select(np.unique(owners))
+
+    def test_inputs(self) -> Histories:
+        """What the users of the vault were asked, and when: every answer is hidden, so nothing enters the ledger."""
+        histories, _ = self._ordered(range(self.manifest.buckets), self.split.cut < self.split.rows)
+        return replace(histories, correct=np.full(histories.rows, UNKNOWN, np.int8))
 
     def open_vault(self, reason: str) -> Vault:
         """The users with held-out rows, after a ledger entry of who opened the vault, when and why.
