@@ -40,7 +40,9 @@ _MILLISECONDS_BELOW: Final = 1e14
 class Parsed(NamedTuple):
     """One table after validation."""
 
-    good: pl.DataFrame  # user, question, test, concepts: String; correct: Int8; timestamp (if timed): Int64 ms UTC; row;
+    good: (
+        pl.DataFrame
+    )  # user, question, test, concepts: String; correct: Int8; timestamp (if timed): Int64 ms UTC; row;
     # order (if the format has one): Int64, the source's own order key
     rejected: pl.DataFrame  # REJECTED_SCHEMA
 

@@ -220,9 +220,7 @@ def _open_csv(
     )
 
 
-def _decode(
-    batch: pa.RecordBatch, columns: Mapping[str, str], encoding: Encoding
-) -> tuple[pl.DataFrame, pl.Series]:
+def _decode(batch: pa.RecordBatch, columns: Mapping[str, str], encoding: Encoding) -> tuple[pl.DataFrame, pl.Series]:
     """The batch as text, and which rows are not UTF-8 (there, what cannot be read is replaced)."""
     unreadable = pl.repeat(False, batch.num_rows, dtype=pl.Boolean, eager=True)
     decoded: dict[str, pl.Series] = {}

@@ -148,7 +148,7 @@ def _plan(
     config: PrepareConfig, inputs: Inputs, split: pa.Table | None, there: Manifest | None, engine: Engine
 ) -> Plan:
     """Decide what is to be read; nothing, where the dataset is there."""
-    settings = _settings(config, split)
+    settings = _settings(config, split, inputs)
     listed = digests(list(inputs.columns), engine)
     base = _base(config, settings, listed, inputs, there)
     wanted = (base.inputs if base else {}) | listed
@@ -158,13 +158,14 @@ def _plan(
     return Plan(settings, fingerprint, wanted, inputs.only(new), base, buckets)
 
 
-def _settings(config: PrepareConfig, split: pa.Table | None) -> str:
+def _settings(config: PrepareConfig, split: pa.Table | None, inputs: Inputs) -> str:
     """Hash of everything but the input files that the content depends on."""
     values = config.model_dump(mode="json", exclude=NOT_CONTENT)
     for name in ("path", "buckets"):
         del values["data"][name]
     parts = {
         "config": values,
+        "format": inputs.identity,
         "split": None if split is None else hashlib.sha256(json.dumps(split.to_pydict()).encode()).hexdigest(),
         "versions": [__version__, STATE_VERSION, list(VERSIONS), reader.BLOCK_BYTES],
     }
