@@ -22,8 +22,8 @@ def choose(kind: EngineKind, text_bytes: int, local_bytes: int) -> Engine:
     """The engine of a job.
 
     Args:
-        kind: `auto` takes Ray where there is a cluster already (RAY_ADDRESS, or a Ray of this process) and where the input
-            is large; a submitted job always takes Ray.
+        kind: `auto` takes Ray for a large input, and where there is a cluster already (RAY_ADDRESS, or a Ray of this
+            process); a submitted job always takes Ray.
         text_bytes: size of the input as plain text.
         local_bytes: an input above this is large.
 
@@ -31,9 +31,8 @@ def choose(kind: EngineKind, text_bytes: int, local_bytes: int) -> Engine:
         ClusterError: Ray was chosen, and RAY_ADDRESS names no cluster.
     """
     attached = "RAY_ADDRESS" in os.environ or _initialised()
-    if SUBMITTED not in os.environ and (
-        kind == "local" or (kind == "auto" and not attached and text_bytes <= local_bytes)
-    ):
+    here = kind == "local" or (kind == "auto" and not attached and text_bytes <= local_bytes)
+    if here and SUBMITTED not in os.environ:
         return LocalEngine()
     session.connect()
     from dkt_ray.data.ray_engine import RayEngine
