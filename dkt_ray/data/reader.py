@@ -62,7 +62,7 @@ def header(path: str) -> list[str]:
     with _readable(path), open_input(path) as stream:
         if _is_parquet(path):
             return pq.read_schema(stream).names
-        return _open_csv(stream, path, HEADER_BYTES, {}, []).schema.names
+        return _open_csv(pa.BufferReader(_first_line(stream)), HEADER_BYTES, {}, []).schema.names
 
 
 def sources(paths: list[str], together: int = 1) -> list[Source]:
@@ -182,12 +182,12 @@ def _csv_blocks(
     bad: list[tuple[int, str]] = []  # row number and text of each line of a wrong width, as the reader meets them
     reported = 0
     next_row = 0
-    for batch in _open_csv(stream, path, block_bytes, columns, bad):
+    for batch in _open_csv(stream, block_bytes, columns, bad, encoding):
         skipped = [row for row, _ in bad if row >= next_row]
         candidates = np.arange(next_row, next_row + batch.num_rows + len(skipped))
         rows = np.setdiff1d(candidates, skipped, assume_unique=True)[: batch.num_rows]
         next_row = int(rows[-1]) + 1 if len(rows) else next_row
-        raw, unreadable = _decode(batch, columns, encoding)
+        raw, unreadable = _decode(batch, columns)
         malformed = [_malformed(path, bad[reported:])]
         reported = len(bad)
         if unreadable.any():
@@ -199,8 +199,21 @@ def _csv_blocks(
         yield Block(empty, np.empty(0, np.int64), _malformed(path, bad[reported:]), path)
 
 
+def _first_line(stream: pa.NativeFile) -> bytes:
+    """The first line that is not empty, with the line breaks inside of quotation marks."""
+    text: bytes = stream.read(HEADER_BYTES).lstrip(b"\r\n")
+    end = text.find(b"\n")
+    while end >= 0 and text.count(b'"', 0, end) % 2:
+        end = text.find(b"\n", end + 1)
+    return text if end < 0 else text[: end + 1]
+
+
 def _open_csv(
-    stream: pa.NativeFile, path: str, block_bytes: int, columns: Mapping[str, str], bad: list[tuple[int, str]]
+    stream: pa.NativeFile,
+    block_bytes: int,
+    columns: Mapping[str, str],
+    bad: list[tuple[int, str]],
+    encoding: Encoding = "utf-8",
 ) -> pacsv.CSVStreamingReader:
     """A reader that appends lines of a wrong width to `bad`; single-threaded, as else it knows no line numbers."""
 
@@ -210,7 +223,7 @@ def _open_csv(
 
     return pacsv.open_csv(
         stream,
-        read_options=pacsv.ReadOptions(use_threads=False, block_size=block_bytes),
+        read_options=pacsv.ReadOptions(use_threads=False, block_size=block_bytes, encoding=encoding),
         parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         convert_options=pacsv.ConvertOptions(
             include_columns=_distinct(columns),
@@ -220,17 +233,15 @@ def _open_csv(
     )
 
 
-def _decode(batch: pa.RecordBatch, columns: Mapping[str, str], encoding: Encoding) -> tuple[pl.DataFrame, pl.Series]:
+def _decode(batch: pa.RecordBatch, columns: Mapping[str, str]) -> tuple[pl.DataFrame, pl.Series]:
     """The batch as text, and which rows are not UTF-8 (there, what cannot be read is replaced)."""
     unreadable = pl.repeat(False, batch.num_rows, dtype=pl.Boolean, eager=True)
     decoded: dict[str, pl.Series] = {}
     for name, column in columns.items():
         try:
-            if encoding == "latin-1" and any(not value.isascii() for value in batch[column].unique().to_pylist()):
-                raise pa.ArrowInvalid("not ASCII: to be decoded")
             decoded[name] = pl.Series(name, batch[column].cast(pa.string()))
         except pa.ArrowInvalid:
-            values = [value.decode(encoding, "replace") for value in batch[column].to_pylist()]
+            values = [value.decode("utf-8", "replace") for value in batch[column].to_pylist()]
             decoded[name] = pl.Series(name, values, pl.String)
             unreadable |= decoded[name].str.contains("\ufffd", literal=True)
     return pl.DataFrame(decoded), unreadable

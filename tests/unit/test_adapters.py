@@ -285,6 +285,14 @@ def test_rows_of_one_key_but_two_questions_stay_two_and_the_first_answer_counts(
     ]
 
 
+def test_a_latin_1_line_of_a_wrong_width_is_rejected_like_any_other(tmp_path):
+    text = "order_id,user_id,problem_id,correct,skill_id\n1,u,a,1,x\n2,\u00e9,a,1\n3,\u00e9,b,0,y\n"
+    (tmp_path / "log.csv").write_bytes(text.encode("latin-1"))
+    found = load(tmp_path)
+    assert found.rejected == [("log.csv", 1, WRONG_WIDTH)]
+    assert [row[0] for row in found.rows] == ["u", "\u00e9"]
+
+
 def test_ingest_reads_a_format_and_says_what_it_left_out(tmp_path):
     config = DataConfig(path=str(FIXTURES / "ednet_kt1/KT1"), max_rejected=0.5)
     inputs = inspect(config)

@@ -64,7 +64,7 @@ def recognise(path: str) -> Format | None:
     for each in FORMATS.values():
         if not each.lines and {*each.columns.values(), *_TELLING.get(each.name, ())} <= set(header):
             return each
-    if not header[0].strip().isdigit() or path.endswith(".parquet"):
+    if path.endswith(".parquet") or not header[0].strip().isdigit():
         return None
     every = itertools.chain.from_iterable(reader.lines(Source(0, path, None, 0), reader.HEADER_BYTES))
     lines = list(itertools.islice(every, _FIRST_LINES))
