@@ -139,7 +139,7 @@ def _with_meaning_of_time(config: PrepareConfig, inputs: Inputs) -> PrepareConfi
     meaning = inputs.timestamp_is
     if meaning is None or "timestamp_is" in config.encoder.model_fields_set:
         return config
-    logger.info("timestamps are those of %s, by the format %s", meaning, inputs.format)
+    logger.info("encoder.timestamp_is=%s, as the format %s says", meaning, inputs.format)
     return config.model_copy(update={"encoder": config.encoder.model_copy(update={"timestamp_is": meaning})})
 
 
