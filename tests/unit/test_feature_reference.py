@@ -1,4 +1,4 @@
-"""The features equal a slow reference in plain Python (tests/reference.py), on random histories and under every switch."""
+"""Features and fitted values equal slow references (tests/reference.py, tests/reference_fit.py) on random histories."""
 
 from __future__ import annotations
 
@@ -8,56 +8,72 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dkt_ray.data.history import Coded, Histories, Targets
+from dkt_ray.data.history import Coded, Histories, Strings, Targets
 from dkt_ray.features.batch import Rows
+from dkt_ray.features.difficulty import ITEM
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories
 from dkt_ray.features.quantities import FITTED
 from dkt_ray.features.structure import decompose
 from dkt_ray.schema import UNKNOWN
 from tests import reference
 from tests.builders import random_histories
+from tests.reference_fit import SlowFit
 
+Row = dict[str, Any]
+Slow = dict[str, float]
 USERS, TRAINING = 30, 22
 UNSEEN = [("new-1", "", ""), ("new-2", "", "7_9"), ("A030009004", "A030000009", "1_7"), ("A010004001", "", "0")]
 
 
-def rows_of(histories: Histories | Targets, state: EncoderState, user: int, correct: np.ndarray, timed: bool) -> list:
+def rows_of(
+    histories: Histories | Targets, state: EncoderState, user: int, correct: np.ndarray, timed: bool
+) -> list[Row]:
     """The rows of one user as plain dicts."""
     span = slice(histories.offsets[user], histories.offsets[user + 1])
-    question, test, concepts = (getattr(histories, n).strings()[span] for n in ("question", "test", "concepts"))
-    items = state.items(question, test, concepts)
-    parts = decompose(question)
-    rows = []
-    for i in range(len(question)):
-        item: dict[str, Any] = dict(zip(FITTED, items.values[i].tolist(), strict=True))
-        rows.append(
-            {
-                "place": i,
-                "question": question[i],
-                "test": test[i],
-                "concepts": concepts[i].split("_") if concepts[i] else [],
-                "head": parts["head"][i],
-                "tail": parts["tail"][i],
-                "correct": int(correct[span][i]),
-                "time": int(histories.timestamp[span][i]) if timed and histories.timestamp is not None else None,
-                "item": item | {"expected": items.expected[i] / 1e6, "sketch": items.sketch[i].tolist()},
-            }
-        )
+    named = [getattr(histories, name).strings()[span] for name in ITEM]
+    rows = described(*named)
+    for i, (row, item) in enumerate(zip(rows, fitted_values(state, *named), strict=True)):
+        time = int(histories.timestamp[span][i]) if timed and histories.timestamp is not None else None
+        row |= {"place": i, "correct": int(correct[span][i]), "time": time, "item": item}
     return rows
 
 
-def expected(past: list, asked: list, state: EncoderState) -> tuple[list[dict], list[dict]]:
+def described(question: Strings, test: Strings, concepts: Strings) -> list[Row]:
+    """What the ids say."""
+    parts = decompose(question)
+    return [
+        {
+            "question": question[i],
+            "test": test[i],
+            "concepts": concepts[i].split("_") if concepts[i] else [],
+            "head": parts["head"][i],
+            "tail": parts["tail"][i],
+        }
+        for i in range(len(question))
+    ]
+
+
+def fitted_values(state: EncoderState, question: Strings, test: Strings, concepts: Strings) -> list[dict[str, Any]]:
+    """What the state says, by name."""
+    items = state.items(question, test, concepts)
+    return [
+        dict(zip(FITTED, values.tolist(), strict=True)) | {"expected": expected / 1e6, "sketch": sketch.tolist()}
+        for values, expected, sketch in zip(items.values, items.expected, items.sketch, strict=True)
+    ]
+
+
+def slow_features(past: list[Row], asked: list[Row], state: EncoderState) -> tuple[list[Slow], list[Slow]]:
     """The slow features of one user's rows and targets."""
     submitted, bundled = state.config.timestamp_is == "submitted", state.config.bundle == "test_run"
 
-    def slow(rows: list, place: int) -> dict[str, float]:
+    def slow(rows: list[Row], place: int) -> Slow:
         row = rows[place] | ({"time": None} if submitted else {})
         return reference.features(row, reference.visible(rows, place, bundled), state.base_rate, submitted)
 
     return [slow(past, i) for i in range(len(past))], [slow([*past, target], len(past)) for target in asked]
 
 
-def check(found: Rows, wanted: list[dict], state: EncoderState) -> None:
+def check(found: Rows, wanted: list[Slow], state: EncoderState) -> None:
     slow = np.array([[row[name] for name in state.number_names] for row in wanted]).reshape(found.numbers.shape)
     unequal = ~np.isclose(found.numbers, slow, rtol=1e-5, atol=2e-6)
     first = {state.number_names[column]: np.argmax(unequal[:, column]) for column in np.flatnonzero(unequal.any(0))}
@@ -70,9 +86,7 @@ def check(found: Rows, wanted: list[dict], state: EncoderState) -> None:
 
 def some_targets(rng: np.random.Generator, histories: Histories, timed: bool) -> Targets:
     """Per user none to six targets, known and unknown questions, after the last row, and sometimes before it."""
-    known = list(
-        dict.fromkeys(zip(*(getattr(histories, n).strings() for n in ("question", "test", "concepts")), strict=True))
-    )
+    known = list(dict.fromkeys(zip(*(getattr(histories, name).strings() for name in ITEM), strict=True)))
     many = rng.integers(0, 7, len(histories.users))
     offsets = np.concatenate([[0], np.cumsum(many)]).astype(np.int64)
     pool = known + UNSEEN * 3
@@ -103,10 +117,47 @@ def test_every_feature_equals_the_slow_reference(timestamp_is: str, bundle: str,
         for user in range(len(probe.users)):
             past = rows_of(probe, state, user, probe.correct, True)
             asked = rows_of(targets, state, user, hidden, timed)
-            wanted = expected(past, asked, state)
+            wanted = slow_features(past, asked, state)
             for part, offsets, mine in (
                 (found.past, probe.offsets, wanted[0]),
                 (found.targets, targets.offsets, wanted[1]),
             ):
                 span = np.arange(offsets[user], offsets[user + 1])
                 check(part.take(span, np.array([0, len(span)])), mine, state)
+
+
+def training_rows(histories: Histories, fold: np.ndarray, without: int) -> list[Row]:
+    """The rows of training users outside one fold."""
+    rows = described(*(getattr(histories, name).strings() for name in ITEM))
+    owner = np.repeat(np.arange(len(histories.users)), histories.lengths)
+    assert histories.timestamp is not None
+    for row, user, correct, time in zip(rows, owner, histories.correct, histories.timestamp, strict=True):
+        row |= {"user": user, "fold": int(fold[user]), "correct": int(correct), "time": int(time)}
+    return [row for row in rows if row["fold"] not in (-1, without)]
+
+
+def differences(found: list[dict[str, Any]], wanted: list[dict[str, Any]], rtol: float, atol: float) -> dict[str, str]:
+    """The values that are not equal, by name."""
+    return {
+        f"{name} of {place}": f"{mine[name]} instead of {value}"
+        for place, (mine, theirs) in enumerate(zip(found, wanted, strict=True))
+        for name, value in theirs.items()
+        if not np.allclose(mine[name], value, rtol, atol)
+    }
+
+
+@pytest.mark.parametrize("timestamp_is", ["shown", "submitted"])
+def test_every_fitted_value_equals_the_slow_reference(timestamp_is: str) -> None:
+    histories = random_histories(np.random.default_rng(3), 16, longest=24, questions=18, tests=3, hidden=0.15)
+    fold = (np.arange(16) % 4 - 1).astype(np.int8)
+    state = fit_histories(histories, fold, EncoderConfig(timestamp_is=timestamp_is, min_count=1)).excluding(1)
+    known = zip(*(getattr(histories, name).strings() for name in ITEM), strict=True)
+    named = [np.array(column, object) for column in zip(*dict.fromkeys([*known, *UNSEEN]), strict=True)]
+    slow = SlowFit(training_rows(histories, fold, without=1), timestamp_is == "submitted")
+    assert state.base_rate == pytest.approx(slow.rate)
+    wanted = [slow.item(row) for row in described(*named)]
+    found = fitted_values(state, *named)
+    assert not differences(found, wanted, rtol=1e-5, atol=1e-4)
+    counted = {*FITTED, "expected", "sketch"} - {"test_size", "easiness", "easiness_2pl", "discrimination"}
+    exact = [{name: item[name] for name in counted} for item in wanted]
+    assert not differences(found, exact, rtol=1e-9, atol=6e-7)  # the expected rate is kept in 1e-6
