@@ -1,7 +1,7 @@
-"""Every numeric feature once more, slowly: plain Python over lists of rows, to be checked by eye against docs/features.md.
+"""Every numeric feature once more, slowly: plain Python over lists of rows, to be read beside docs/features.md.
 
-A row is a dict: place (0 is the student's first), question, test, concepts (list), head and tail ("" where the id has none), correct (1, 0 or -1), time
-(ms, None where the row may not know it), and `item`, the fitted values of its question by name.
+A row is a dict: place (0 is the student's first), question, test, concepts (list), head and tail ("" where the id has
+none), correct (1, 0 or -1), time (ms, None where the row may not know it), and `item`, its question's fitted values.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ def mean(values: list[float]) -> float:
 
 def gaps(rows: list[Row]) -> list[float]:
     """Times between rows that follow each other."""
-    return [after["time"] - before["time"] for before, after in zip(rows, rows[1:], strict=False)]
+    return [after["time"] - before["time"] for before, after in pairwise(rows)]
 
 
 class _Slow:
@@ -172,7 +173,7 @@ class _Slow:
         elapsed: list[float | None] = [None, None, None, *(max(gap, 0) for gap in gaps(self.past))]
         lag = max(self.row["time"] - self.past[-1]["time"], 0) if self.past and self.row["time"] is not None else None
         ratios = []
-        for before, after in zip(self.past, self.past[1:], strict=False):
+        for before, after in pairwise(self.past):
             spent = after["time"] - before["time"]
             on = after if self.submitted else before
             if 0 <= spent <= 10 * MINUTE:
@@ -246,14 +247,13 @@ class _Slow:
         }
 
     def elo(self) -> dict[str, float]:
-        user, moves = 0.0, 0
+        user = 0.0
         rating: dict[str, float] = defaultdict(float)
         moved: dict[str, int] = defaultdict(int)
-        for row in graded(self.past):
+        for moves, row in enumerate(graded(self.past)):
             logit = user + mean([rating[tag] for tag in row["concepts"]]) + row["item"]["easiness"]
             surprise = row["correct"] - 1 / (1 + math.exp(-logit))
             user += 0.4 / (1 + 0.05 * moves) * surprise
-            moves += 1
             for tag in row["concepts"]:
                 rating[tag] += 0.4 / (1 + 0.05 * moved[tag]) * surprise
                 moved[tag] += 1

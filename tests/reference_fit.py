@@ -1,4 +1,4 @@
-"""What is fitted per question once more, slowly: plain Python over lists of rows, and scipy for the item response curves.
+"""What is fitted per question once more, slowly: plain Python over rows, scipy for item response curves.
 
 A row is a dict as in tests/reference.py without `item`, with `user` and `fold`. Only the rows that count are given.
 """
