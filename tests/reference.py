@@ -26,7 +26,7 @@ def features(row: Row, past: list[Row], rate: float, submitted: bool) -> dict[st
         rate: overall rate of right answers.
         submitted: timestamps are those of submission (else of showing).
     """
-    now = row["time"] if row["time"] is not None else past[-1]["time"] if past else None
+    now = max((each["time"] for each in (*past[-1:], row) if each["time"] is not None), default=None)
     slow = _Slow(row, past, rate, submitted, now)
     parts = (
         slow.fitted(), slow.records(), slow.distances(), slow.recent(), slow.windows(), slow.times(), slow.sessions(),

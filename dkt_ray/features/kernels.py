@@ -238,8 +238,7 @@ def trace(
             out[query, 5] = run
             for k in range(3):
                 out[query, 6 + k] = 0 if fresh else session[k]
-            reach = own[query] if own[query] >= 0 else (time[end] if rows > 0 else began)
-            out[query, 9] = 0 if fresh or rows == 0 else max(reach - began, 0)
+            out[query, 9] = 0 if fresh or rows == 0 else max(max(own[query], time[end]) - began, 0)
             out[query, 10] = sessions
             out[query, 11] = timed
             out[query, 12] = tempo

@@ -87,13 +87,13 @@ class Past:
 
     @cached_property
     def now(self) -> Int64:
-        """[Q] the query's own time where it may be known, else that of its last visible row, -1 without one."""
+        """[Q] the query's own time where it may be known, but not before its last visible row; -1 without either."""
         if not len(self.correct):
             return self.own
         start = np.repeat(self.offsets[:-1], np.diff(self.query_offsets))
         last = start + np.maximum(self.query_visible - 1, 0)
         latest = np.where(self.query_visible > 0, self.time[np.minimum(last, len(self.time) - 1)], -1)
-        return latest if self.query_timestamp is None else np.where(self.own >= 0, self.own, latest)
+        return latest if self.query_timestamp is None else np.maximum(self.own, latest)
 
 
 class Source(NamedTuple):

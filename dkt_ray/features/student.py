@@ -96,7 +96,8 @@ def _record(key: str, group: str, of: str) -> list[Feature]:
 def _recent(key: str, rows: int, group: str, surplus: bool = False) -> list[Feature]:
     """The last rows of the student, or of the student under a key."""
     name = f"recent_{rows}" if key == "user" else f"{key}_recent_{rows}"
-    of = f"of the last {rows} visible answers" + ("" if key == "user" else f" of the same {key}")
+    of = f"of the last {rows} visible answers"
+    of += {"user": "", "concept": " on each of its concepts"}.get(key, f" of the same {key}")
     inputs = f"{key}.recent_{rows}_{{}} {key}.recent_{rows}_graded"
     odds = _line(f"{name}_log_odds", group, LOG_ODDS, inputs.format("right"), f"smoothed log-odds {of}")
     doc = f"mean of answer minus expected rate {of}"
@@ -162,9 +163,9 @@ FEATURES: Final = (
     _line("test_right", "difficulty", LOG_COUNT, "item.test_right", "log(1 + right answers in its test)"),
     _line("concept_graded", "difficulty", LOG_COUNT, "item.concept_graded", "log(1 + answers on its concepts)"),
     _line("concept_right", "difficulty", LOG_COUNT, "item.concept_right", "log(1 + right answers on them)"),
-    _line("test_size", "difficulty", VALUE, "item.test_size", "distinct questions of its test"),
-    _line("question_number", "difficulty", VALUE, "item.number", "its number in the test: the id's tail"),
-    _line("expected_time", "difficulty", LOG_MS, "item.expected_ms", "log(1 + median seconds of right answers)"),
+    _line("test_size", "difficulty", VALUE, "item.test_size", "known questions of its test, 0 of an unknown one"),
+    _line("question_number", "difficulty", VALUE, "item.number", "its number in the test: the id's tail, -1 none"),
+    _line("expected_time", "difficulty", LOG_MS, "item.expected_ms", "log(1 + binned median seconds of right answers)"),
     # item response theory, fitted on training users
     _line("easiness_1pl", "irt", VALUE, "item.easiness", "1PL easiness of the question, net of who answered"),
     _line("easiness_2pl", "irt", VALUE, "item.easiness_2pl", "2PL easiness of the question"),

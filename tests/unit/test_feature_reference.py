@@ -97,13 +97,13 @@ def some_targets(rng: np.random.Generator, histories: Histories, timed: bool) ->
     return Targets(offsets, *columns, late if timed else None)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "longest"), [(0, 40), (1, 160)])
 @pytest.mark.parametrize(
     ("timestamp_is", "bundle"), list(itertools.product(("shown", "submitted"), ("none", "test_run")))
 )
-def test_every_feature_equals_the_slow_reference(timestamp_is: str, bundle: str, seed: int) -> None:
+def test_every_feature_equals_the_slow_reference(timestamp_is: str, bundle: str, seed: int, longest: int) -> None:
     rng = np.random.default_rng(seed)
-    histories = random_histories(rng, USERS, longest=60, questions=24, tests=3, hidden=0.15)
+    histories = random_histories(rng, USERS, longest=longest, questions=24, tests=3, hidden=0.15)
     fold = (np.arange(USERS) % 3).astype(np.int8)
     fold[TRAINING:] = -1
     config = EncoderConfig(timestamp_is=timestamp_is, bundle=bundle, min_count=12)
@@ -158,6 +158,10 @@ def test_every_fitted_value_equals_the_slow_reference(timestamp_is: str) -> None
     wanted = [slow.item(row) for row in described(*named)]
     found = fitted_values(state, *named)
     assert not differences(found, wanted, rtol=1e-5, atol=1e-4)
+    everybody = training_rows(histories, fold, without=-1)
+    for row, item in zip(described(*named), found, strict=True):
+        met = {other["question"] for other in everybody if other["test"] == row["test"] != ""}
+        assert item["test_size"] == len(met), row  # what there is, unlike how it was answered, is known of all folds
     counted = {*FITTED, "expected", "sketch"} - {"test_size", "easiness", "easiness_2pl", "discrimination"}
     exact = [{name: item[name] for name in counted} for item in wanted]
     assert not differences(found, exact, rtol=1e-9, atol=6e-7)  # the expected rate is kept in 1e-6
