@@ -140,6 +140,15 @@ def test_a_pause_is_not_time_spent(gap_ms: int, timed: bool) -> None:
     assert DURATION_EDGES_MS[-1] == 600_000
 
 
+@pytest.mark.parametrize(("pause_ms", "sessions"), [(1_800_000, 1), (1_800_001, 2)])
+def test_a_session_ends_with_more_than_half_an_hour(pause_ms: int, sessions: int) -> None:
+    state = fitted()
+    past = one(["a", "b", "c"], [1, 1, 1], [START_MS, START_MS + pause_ms, START_MS + pause_ms])
+    last = named(state, encode(past, None, state).past.numbers[2:])
+    np.testing.assert_allclose(np.expm1(last["sessions"]), sessions, rtol=1e-6)
+    np.testing.assert_allclose(np.expm1(last["session_count"]), 3 - sessions, rtol=1e-6)
+
+
 @pytest.mark.parametrize("timestamp_is", ["shown", "submitted"])
 def test_times_that_stand_still_or_go_back_give_finite_numbers(timestamp_is: str) -> None:
     state = fitted(timestamp_is=timestamp_is)
