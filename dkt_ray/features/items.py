@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 HEADS: Final = 1000  # a head, and likewise a tail, is a number of three digits
 DURATION_PRIOR: Final = 5.0  # pseudo-answers with which a distribution of durations starts from its parent's
+SHORTEST_MS: Final = 500  # the first bin of durations counts as beginning here
 SKETCH_PRIOR: Final = 10.0  # answers below which a question's sketch counts for less than a half
 
 
@@ -60,7 +61,8 @@ class Statistics:
     base_rate: float
     smoothing: float
     sums: Mapping[str, Sums]  # of question, test, concepts, head, tail
-    curves: Mapping[str, Curves]  # [V] of question (its own prior is in it), test, concepts, head; "all": [1]
+    curves: Mapping[str, Curves]  # [V] of question (1PL) and question_2pl, test, concepts, head; "all": [1]
+    answered: npt.NDArray[np.bool_]  # [V] questions with an answer of their own; others have their parents' curve
     durations: Mapping[str, Floats]  # [V, S] right answers by duration, of question, concepts; "all": [S]
     sketches: Floats  # [V, D] of question, unit length times its weight
     test_size: Int64  # [V] distinct questions of a test
@@ -97,15 +99,17 @@ class Statistics:
         length = np.linalg.norm(sketches, axis=1, keepdims=True)
         weight = sums["question"].graded[:, None]
         unit = sketches / np.maximum(length, 1e-300) * (weight / (weight + SKETCH_PRIOR))
-        found = cls(base_rate, smoothing, sums, curves, durations | {"all": hours.sum(0)}, unit, test_size)
         place = levels["question"]
+        answers = _per_id(graded, place, sizes["question"]), _per_id(right, place, sizes["question"])
+        answered = answers[0].sum(1) > 0
+        found = cls(base_rate, smoothing, sums, curves, answered, durations | {"all": hours.sum(0)}, unit, test_size)
         parents = found.backed_off({name: levels[name] for name in ("head", "test")}, levels["concepts"])
         prior = Curves(np.repeat(everything.easiness, sizes["question"]), np.ones(sizes["question"]))
         for target, source in zip(prior, parents, strict=True):
             target[place] = source
-        answers = _per_id(graded, place, sizes["question"]), _per_id(right, place, sizes["question"])
-        for name, slope in (("question", False), ("question_2pl", True)):
-            curves[name] = fit_curves(*answers, ABILITIES, prior, slope)
+        rasch = Curves(prior.easiness, np.ones(sizes["question"]))
+        curves["question"] = fit_curves(*answers, ABILITIES, rasch, slope=False)
+        curves["question_2pl"] = fit_curves(*answers, ABILITIES, prior, slope=True)
         return found
 
     def backed_off(self, ids: Mapping[str, Int32], concepts: Int32) -> Curves:
@@ -156,7 +160,7 @@ class Statistics:
 
     def _curves(self, ids: Mapping[str, Int32], concepts: Int32) -> dict[str, Floats]:
         parents, question = self.backed_off(ids, concepts), ids["question"]
-        known = question > UNKNOWN_ID
+        known = self.answered[question]
         two = self.curves["question_2pl"]
         return {
             "easiness": np.where(known, self.curves["question"].easiness[question], parents.easiness),
@@ -173,8 +177,8 @@ class Statistics:
         ):
             shape = (counts + DURATION_PRIOR * shape) / (counts.sum(1, keepdims=True) + DURATION_PRIOR)
         place = np.minimum((np.cumsum(shape, axis=1) < 0.5).sum(1), len(DURATION_EDGES_MS) - 1)
-        below = np.maximum(DURATION_EDGES_MS[np.maximum(place - 1, 0)], 500)
-        return np.sqrt(below * DURATION_EDGES_MS[place].astype(np.float64))
+        edges = np.concatenate([[SHORTEST_MS], DURATION_EDGES_MS]).astype(np.float64)
+        return np.sqrt(edges[place] * edges[place + 1])  # the geometric middle of the bin
 
 
 def _per_id(table: Floats, ids: Int32, size: int) -> Floats:
