@@ -14,7 +14,7 @@ import numpy as np
 from dkt_ray.data.history import Histories, Targets
 from dkt_ray.data.query import Query, gather
 from dkt_ray.data.simulate import SimulateConfig, simulate
-from dkt_ray.features.encoder import EncoderConfig, EncoderState, count, encode, fit
+from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories
 
 Rowwise = TypeVar("Rowwise", Histories, Targets)
 EVENTS, REPEATS, CALLS = 340, 5, 40
@@ -34,7 +34,7 @@ def median_ms(call: Callable[[], object]) -> float:
 def fitted() -> tuple[Histories, EncoderState]:
     """A simulated class of 300 and the encoder fitted on it."""
     histories = simulate(SimulateConfig(users=300)).histories()
-    return histories, fit([count(histories, np.zeros(len(histories.users), np.int8))], EncoderConfig())
+    return histories, fit_histories(histories, np.zeros(len(histories.users), np.int8), EncoderConfig())
 
 
 def one_student(histories: Histories, state: EncoderState, targets: int) -> tuple[Histories, Targets]:

@@ -38,6 +38,7 @@ JOBS: Final = {
     "prepare": Job(
         "validate, order and split interaction logs, fit the encoder", "pipelines.prepare", "PrepareConfig", "lazy"
     ),
+    "windows": Job("count the training windows that each strategy makes", "pipelines.windows", "WindowsConfig", "none"),
     "tune": Job(
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dkt_ray.data.history import Coded, Histories
-from dkt_ray.features.encoder import EncoderConfig, EncoderState, count, encode, fit, moments
+from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories, moments
 from dkt_ray.models.base import Model
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.registry import bundle
@@ -58,7 +58,7 @@ def world() -> World:
     """Histories and a fitted state, with its scaler."""
     histories = simulate()
     folds = np.zeros(len(histories.users), np.int8)
-    state = fit([count(histories, folds)], EncoderConfig(min_count=2))
+    state = fit_histories(histories, folds, EncoderConfig(min_count=2))
     return World(histories, state.with_scaler(moments(encode(histories, None, state).past)))
 
 

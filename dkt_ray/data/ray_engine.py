@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
@@ -25,9 +25,8 @@ class RayEngine:
     name: Final = "ray"
 
     def share(self, value: T) -> Callable[[], T]:
-        """Put a value into the object store once; tasks of one node read it from shared memory."""
-        reference = ray.put(value)
-        return lambda: ray.get(reference)
+        """Put a value into the object store once; a process reads it once."""
+        return partial(_shared, ray.put(value))
 
     def run(self, task: Task, items: Sequence[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
         """Map a picklable task over items."""
@@ -51,6 +50,12 @@ class RayEngine:
                         raise getattr(errors, result["error"])(result["message"])
                     reporter.advance()
                     yield result
+
+
+@lru_cache(maxsize=1)
+def _shared(reference: ray.ObjectRef[T]) -> T:
+    """Rebuilt once in a process, which may have many tasks to do."""
+    return ray.get(reference)
 
 
 def _guarded(task: Task, table: pa.Table) -> pa.Table:

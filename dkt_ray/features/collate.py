@@ -1,7 +1,8 @@
 """Encoded rows to padded batches, by index: flat tensors, segments, batches of similar length, the gather.
 
 A segment is (past_start, past_stop, target_start, target_stop): some targets of one user and the past rows that they
-may read. The context rule makes the segments: at position t a network sees rows from (floor(t / C) - 1) * C to t.
+may read. The context rule of data/windows.py makes the segments of scoring; training may read other windows, whose
+segments point into the windows' index.
 
 Legend: N rows, S segments, I id columns, C concepts per question, F numeric columns; B batch, T past rows, M targets.
 """
@@ -17,11 +18,13 @@ import numpy.typing as npt
 import torch
 
 from dkt_ray.data.history import Int64
+from dkt_ray.data.windows import Interactions, Windows, context_blocks, sizes_of_tests
 from dkt_ray.features.batch import NO_ANSWER, WAS_HIDDEN, WAS_RIGHT, WAS_WRONG, Rows, SequenceBatch
 from dkt_ray.schema import UNKNOWN
 
 CLIP: Final = 10.0  # standard deviations: a wild number must not drown the rest
 BUCKET: Final = 16  # segments whose lengths differ by less may share a shuffled batch
+_NEVER: Final = np.iinfo(np.int32).max  # position of padding: after every row
 _ANSWER: Final = np.array([WAS_WRONG, WAS_RIGHT, WAS_HIDDEN], np.int8)  # by answer code: 0, 1 and (from the end) -1
 
 
@@ -94,14 +97,35 @@ def segments(past: Rows, targets: Rows, context: int) -> Int64:
     if not targets.rows:
         return np.empty((0, 4), np.int64)
     user = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
-    block = targets.position.astype(np.int64) // context
-    changes = np.flatnonzero((user[1:] != user[:-1]) | (block[1:] != block[:-1])) + 1
-    start = np.concatenate([[0], changes]).astype(np.int64)
+    start, sees_from = context_blocks(user, targets.position.astype(np.int64), context)
     first, last = past.offsets[user[start]], past.offsets[user[start] + 1]
-    past_start = np.minimum(first + np.maximum(block[start] - 1, 0) * context, last)
+    past_start = np.minimum(first + sees_from, last)
     readable = first + np.maximum.reduceat(targets.visible.astype(np.int64), start)
     past_stop = np.clip(readable, past_start, last)
     return np.stack([past_start, past_stop, start, np.append(start[1:], targets.rows)], axis=1)
+
+
+def interactions(rows: Rows) -> Interactions:
+    """What the window strategies read of encoded rows; tests that share the unknown id count as one."""
+    ids = rows.ids
+    sizes = sizes_of_tests(ids["question"], ids["test"])
+    return Interactions(rows.offsets, rows.correct, ids["test"], ids["head"], ids["mid"], sizes)
+
+
+def window_segments(windows: Windows, rows: Rows) -> Int64:
+    """The segments of training windows, [S, 4], into `windows.order`.
+
+    The past of a segment ends where none of its targets may read on: before its last row, and earlier where rows that
+    were shown together end it.
+    """
+    if not len(windows.user):
+        return np.empty((0, 4), np.int64)
+    visible = np.append(rows.visible[windows.order].astype(np.int64), 0)
+    edges = np.stack([windows.score_from, windows.stop], axis=1).ravel()
+    furthest = np.maximum.reduceat(visible, edges)[::2]  # [S] first position that no target of the window reads
+    readable = furthest - rows.position[windows.order[windows.start]]
+    past_stop = windows.start + np.clip(readable, 0, windows.stop - 1 - windows.start)
+    return np.stack([windows.start, past_stop, windows.score_from, windows.stop], axis=1)
 
 
 def batches(parts: Int64, batch_rows: int, shuffle: np.random.Generator | None = None) -> Iterator[Int64]:
@@ -127,19 +151,21 @@ def batches(parts: Int64, batch_rows: int, shuffle: np.random.Generator | None =
         yield parts[order[start:stop]]
 
 
-def collate(past: FlatRows, targets: FlatRows, parts: Int64) -> SequenceBatch:
+def collate(past: FlatRows, targets: FlatRows, parts: Int64, order: torch.Tensor | None = None) -> SequenceBatch:
     """Gather the segments of one batch into padded tensors (padding on the right).
 
     Args:
         past: rows that are read.
         targets: rows that are scored, on the same device.
         parts: [B, 4] segments.
+        order: int64 [R] flat rows that the segments point to (of the past and of the targets alike); None: to the rows
+            themselves.
     """
     start, stop, first, last = torch.from_numpy(np.ascontiguousarray(parts.T)).to(past.ids.device)
-    rows = _grid(start, stop, past.padding)
-    asked = _grid(first, last, targets.padding)
-    before = past.position[start].long()  # rows of the user that lie before the segment's past
-    visible = (targets.visible[asked] - before[:, None]).clamp(min=0)
+    rows, asked = _grid(start, stop, past.padding, order), _grid(first, last, targets.padding, order)
+    # a target reads the segment's rows that stand before the first one which is not visible to it
+    position = torch.where(rows == past.padding, _NEVER, past.position[rows])
+    visible = torch.searchsorted(position, targets.visible[asked])
     return SequenceBatch(
         past_ids=past.ids[rows].long(),
         past_concepts=past.concepts[rows].long(),
@@ -148,7 +174,7 @@ def collate(past: FlatRows, targets: FlatRows, parts: Int64) -> SequenceBatch:
         target_ids=targets.ids[asked].long(),
         target_concepts=targets.concepts[asked].long(),
         target_numbers=targets.numbers[asked],
-        visible=torch.minimum(visible, (stop - start)[:, None]),
+        visible=visible,
         correct=targets.correct[asked].float(),
         rows=torch.where(asked == targets.padding, -1, asked),
     )
@@ -160,11 +186,12 @@ def _padded(column: npt.NDArray[np.generic], padding: float) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def _grid(start: torch.Tensor, stop: torch.Tensor, padding: int) -> torch.Tensor:
-    """Indices of the given ranges, [B, longest (at least 1)], padded."""
+def _grid(start: torch.Tensor, stop: torch.Tensor, padding: int, order: torch.Tensor | None) -> torch.Tensor:
+    """Rows of the given ranges (of `order`, if given), [B, longest (at least 1)], padded."""
     width = max(1, int((stop - start).max()))
-    rows = start[:, None] + torch.arange(width, device=start.device)
-    return torch.where(rows < stop[:, None], rows, padding)
+    place = start[:, None] + torch.arange(width, device=start.device)
+    rows = place if order is None else order[place.clamp(max=len(order) - 1)]
+    return torch.where(place < stop[:, None], rows, padding)
 
 
 def _cuts(past: Int64, asked: Int64, batch_rows: int) -> Iterator[tuple[int, int]]:

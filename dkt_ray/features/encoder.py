@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,25 +18,34 @@ import pandas as pd
 
 from dkt_ray.data.history import Coded, Histories, Int8, Int32, Int64, Strings, Targets
 from dkt_ray.features.batch import NO_ANSWER, UNKNOWN_ID, WAS_HIDDEN, WAS_RIGHT, WAS_WRONG, Encoded, Rows
-from dkt_ray.features.difficulty import ITEM, Counts, Floats, count, log_odds
-from dkt_ray.features.state import (
-    FIRST_ID,
-    ID_COLUMNS,
-    PARTS,
-    SECOND_EDGES,
-    EncoderConfig,
-    EncoderState,
-    Moments,
-    fit,
-    ids_of,
-    moments,
-    split_concepts,
-)
-from dkt_ray.features.structure import decompose
-from dkt_ray.features.student import MICRO, Past, numbers
+from dkt_ray.features.difficulty import ITEM, Counts, Floats, count
+from dkt_ray.features.items import HEADS, Items
+from dkt_ray.features.plan import Plan, numbers, plan
+from dkt_ray.features.profile import Profile, profile
+from dkt_ray.features.quantities import HOUR_MS, MICRO, Past
+from dkt_ray.features.state import FIRST_ID, HOURS, ID_COLUMNS, EncoderConfig, EncoderState, Moments, fit, moments
 from dkt_ray.schema import UNKNOWN
 
-__all__ = ["ID_COLUMNS", "Counts", "EncoderConfig", "EncoderState", "Moments", "count", "encode", "fit", "moments"]
+__all__ = [
+    "ID_COLUMNS", "Counts", "EncoderConfig", "EncoderState", "Moments", "Profile", "count", "encode", "fit",
+    "fit_histories", "moments", "profile",
+]  # fmt: skip
+
+READ: Final = ("user.last_answer", "user.seen", "trace.lag", "trace.elapsed_0", "trace.ngram", "row.now")
+
+
+def fit_histories(histories: Histories, fold: Int8, config: EncoderConfig) -> EncoderState:
+    """Both fitting passes over histories in memory.
+
+    Args:
+        fold: [U] fold of each user, -1 for those who are not counted.
+
+    Raises:
+        InputError: no training user has a known answer.
+    """
+    counts = count(histories, fold)
+    seen = profile(histories, fold, counts, config.timestamp_is == "submitted")
+    return fit([counts], config, [seen], histories.timestamp is not None)
 
 
 def encode(histories: Histories, targets: Targets | None, state: EncoderState) -> Encoded:
@@ -53,45 +62,79 @@ def encode(histories: Histories, targets: Targets | None, state: EncoderState) -
     items = _Items.of(histories, targets, state)
     position = _within(histories.offsets)
     visible = _visible(items, histories, position, state.config)
-    source = _Queries(histories.offsets, items.past, position, visible, histories.timestamp)
-    past = _rows(items, histories, source, source, histories.correct, state)
+    queries = _Queries(histories.offsets, np.arange(histories.rows), position, visible, histories.timestamp)
     if targets is None:
-        return Encoded(past)
+        rows, numbers = _encoded(items, histories, queries, state)
+        return Encoded(_rows(items, queries, rows, numbers, histories.correct))
     lengths = np.repeat(histories.lengths, np.diff(targets.offsets)).astype(np.int32)
-    queries = _Queries(
+    asked = _Queries(
         targets.offsets,
-        items.asked,
+        histories.rows + np.arange(targets.rows),
         lengths,
         _target_visible(items, histories, targets, visible, lengths, state.config),
         targets.timestamp,
     )
-    hidden = np.full(targets.rows, UNKNOWN, np.int8)
-    return Encoded(past, _rows(items, histories, source, queries, hidden, state))
+    both, place = _interleaved(queries, asked)
+    ids, numbers = _encoded(items, histories, both, state)
+    parts = []
+    for part, correct in ((queries, histories.correct), (asked, np.full(targets.rows, UNKNOWN, np.int8))):
+        at = place[: len(part.rows)] if part is queries else place[len(queries.rows) :]
+        mine = {name: column[at] for name, column in ids.items()}
+        parts.append(_rows(items, part, mine, numbers[at], correct))
+    return Encoded(*parts)
 
 
 @dataclass(frozen=True, eq=False)
 class _Queries:
-    """Rows that ask about the past."""
+    """Rows that ask about the past: history rows (0 to N - 1) and targets (N to N + M - 1)."""
 
     offsets: Int64  # [U + 1]
-    items: Int64  # [Q] index of the row's item
+    rows: Int64  # [Q] which row of histories and targets together
     position: Int32  # [Q]
     visible: Int32  # [Q]
     timestamp: Int64 | None  # [Q]
+
+
+def _interleaved(first: _Queries, second: _Queries) -> tuple[_Queries, Int64]:
+    """Each user's queries of both, one after the other, and where each of them went."""
+    lengths = np.diff(first.offsets), np.diff(second.offsets)
+    offsets = np.concatenate([[0], np.cumsum(lengths[0] + lengths[1])]).astype(np.int64)
+    place = np.concatenate(
+        [
+            np.arange(len(first.rows)) + np.repeat(second.offsets[:-1], lengths[0]),
+            np.arange(len(second.rows)) + np.repeat(first.offsets[1:], lengths[1]),
+        ]
+    )
+
+    def mixed(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        out = np.empty(len(place), one.dtype)
+        out[place] = np.concatenate([one, other])
+        return out
+
+    timed = first.timestamp is not None and second.timestamp is not None
+    return _Queries(
+        offsets,
+        mixed(first.rows, second.rows),
+        mixed(first.position, second.position),
+        mixed(first.visible, second.visible),
+        mixed(_times(first), _times(second)) if timed or first.timestamp is not None else None,
+    ), place
+
+
+def _times(queries: _Queries) -> Int64:
+    """Timestamps, -1 where a query has none."""
+    return np.full(len(queries.rows), -1, np.int64) if queries.timestamp is None else queries.timestamp
 
 
 @dataclass(frozen=True, eq=False)
 class _Items:
     """The distinct (question, test, concepts) of one call; per-item work is done once and gathered to rows."""
 
-    past: Int64  # [N] item of each history row
-    asked: Int64  # [M] item of each target
-    ids: Mapping[str, Int32]  # [J] each
-    concepts: Int32  # [J, C]
-    keys: Mapping[str, Int32]  # [J, 1] or [J, C] keys local to this call
+    of_row: Int64  # [N + M] item of each history row, then of each target
+    known: Items  # [J]
+    question: Int32  # [J] keys local to this call
+    test: Int32  # [J]
     sizes: Mapping[str, int]
-    fitted: Mapping[str, Floats]  # [J] log-odds of question, test, concept, and log-count
-    expected: Int64  # [J] expected rate in 1e-6
 
     @classmethod
     def of(cls, histories: Histories, targets: Targets | None, state: EncoderState) -> _Items:
@@ -101,97 +144,109 @@ class _Items:
             np.ravel_multi_index([codes for codes, _ in columns], shape) if columns[0][0].size else np.empty(0, int)
         )
         distinct, item = _factorize(combined)
-        parts = np.unravel_index(distinct, shape)
-        keys = {name: codes.astype(np.int32) for name, codes in zip(ITEM, parts, strict=True)}
-        values = {name: column[1][keys[name]] for name, column in zip(ITEM, columns, strict=True)}
-        values |= {name: part for name, part in decompose(values["question"]).items() if name in PARTS}
-        ids = {name: ids_of(state.vocabularies[name], values[name]) for name in ("question", "test", *PARTS)}
-        concepts = state.concept_ids(values["concepts"])
-        heads, head_key = _factorize(values["head"])
-        concept_keys, tags = _concept_keys(values["concepts"], state.concepts_per_question)
-        fitted, rate = _difficulty(ids, concepts, state)
+        question, test, concepts = np.unravel_index(distinct, shape)
+        known = state.items(
+            *(values[key] for (_, values), key in zip(columns, (question, test, concepts), strict=True))
+        )
+        sizes = {"user": 1, "question": shape[0], "test": shape[1], "head": HEADS, "position": HEADS}
         return cls(
-            past=item[: histories.rows],
-            asked=item[histories.rows :],
-            ids=ids,
-            concepts=concepts,
-            keys={
-                "user": np.zeros((len(distinct), 1), np.int32),
-                "question": keys["question"][:, None],
-                "test": keys["test"][:, None],
-                "head": head_key.astype(np.int32)[:, None],
-                "concept": concept_keys,
-            },
-            sizes={"user": 1, "question": shape[0], "test": shape[1], "head": len(heads) + 1, "concept": tags},
-            fitted=fitted,
-            expected=np.rint(rate * MICRO).astype(np.int64),
+            of_row=item,
+            known=known,
+            question=question.astype(np.int32),
+            test=test.astype(np.int32),
+            sizes=sizes | {"concept": max(len(state.tags), int(known.tags.max(initial=-1)) + 1, 1)},
         )
 
-
-def _difficulty(ids: Mapping[str, Int32], concepts: Int32, state: EncoderState) -> tuple[dict[str, Floats], Floats]:
-    """Log-odds of question, test and concept, each smoothed towards its parent, and the question's rate, [J] each."""
-    weight = state.config.smoothing
-    sums = state.sums
-    head = sums["head"].smoothed(ids["head"], np.full(len(concepts), state.base_rate), weight)
-    known = concepts > UNKNOWN_ID
-    each = sums["concepts"].smoothed(concepts, np.repeat(head[:, None], concepts.shape[1], 1), weight)
-    concept = np.where(known.any(1), (each * known).sum(1) / np.maximum(known.sum(1), 1), head)
-    test = sums["test"].smoothed(ids["test"], concept, weight)
-    question = sums["question"].smoothed(ids["question"], test, weight)
-    fitted = {name: log_odds(rate) for name, rate in (("question", question), ("test", test), ("concept", concept))}
-    return fitted | {"count": np.log1p(sums["question"].graded[ids["question"]])}, question
+    def keys(self) -> dict[str, Int32]:
+        """[J, 1] or [J, C] key of each item under each of `quantities.KEYS`, -1 = none."""
+        single = {"question": self.question, "test": self.test, "head": self.known.head, "position": self.known.tail}
+        keys = {name: column[:, None] for name, column in single.items()}
+        return keys | {"user": np.zeros((len(self.question), 1), np.int32), "concept": self.known.tags}
 
 
-def _rows(
-    items: _Items, histories: Histories, source: _Queries, queries: _Queries, correct: Int8, state: EncoderState
-) -> Rows:
+def _encoded(
+    items: _Items, histories: Histories, queries: _Queries, state: EncoderState
+) -> tuple[dict[str, Int32], npt.NDArray[np.float32]]:
+    """The id columns that depend on the past, and the numbers, of all queries."""
     config = state.config
+    source = items.of_row[: histories.rows]
     known = histories.correct != UNKNOWN
-    surplus = np.where(known, histories.correct * np.int64(MICRO) - items.expected[source.items], 0)
+    surplus = np.where(known, histories.correct * np.int64(MICRO) - items.known.expected[source], 0)
     shown = config.use_time and config.timestamp_is == "shown"
+    asked = items.of_row[queries.rows]
+    keys = items.keys()
     past = Past(
         offsets=histories.offsets,
-        keys={name: key[source.items] for name, key in items.keys.items()},
-        sizes=dict(items.sizes),
+        keys={name: key[source] for name, key in keys.items()},
+        sizes=items.sizes,
+        items=source,
         correct=histories.correct,
         surplus=surplus,
         timestamp=histories.timestamp if config.use_time else None,
         query_offsets=queries.offsets,
-        query_keys={name: key[queries.items] for name, key in items.keys.items()},
+        query_keys={name: key[asked] for name, key in keys.items()},
+        query_items=asked,
         query_visible=queries.visible,
         query_timestamp=queries.timestamp if shown else None,
-        fitted={name: column[queries.items] for name, column in items.fitted.items()},
+        order=_by_sight(queries),
+        fitted=items.known.values,
+        sketch=items.known.sketch,
+        submitted=config.timestamp_is == "submitted",
         base_rate=state.base_rate,
     )
-    ids = {name: column[queries.items] for name, column in items.ids.items()}
-    ids["previous_correct"] = _previous_correct(past)
-    ids["lag"] = _bins(past.lag())
-    ids["previous_elapsed"] = _bins(past.elapsed(0))
+    planned = plan(state.number_names, READ)
+    numbers_, quantities = numbers(past, planned)
+    return _past_ids(quantities, planned, state), numbers_
+
+
+def _past_ids(quantities: Floats, planned: Plan, state: EncoderState) -> dict[str, Int32]:
+    """Id columns that are read from the visible past: the last answer (the shift, made once), times, n-gram, hour."""
+    answer, seen, lag, elapsed, ngram, now = (quantities[:, planned.column[name]] for name in READ)
+    token = np.select([answer == 0, answer == 1], [WAS_WRONG, WAS_RIGHT], WAS_HIDDEN)
+    timed = "time" in state.facts
+    hour = (now.astype(np.int64) // HOUR_MS) % HOURS + FIRST_ID
+    return {
+        "previous_correct": np.where(seen > 0, token, NO_ANSWER).astype(np.int32),
+        "lag": _bins(lag, state),
+        "previous_elapsed": _bins(elapsed, state),
+        "ngram": ngram.astype(np.int32) + FIRST_ID,
+        "hour": np.where((now >= 0) & timed, hour, UNKNOWN_ID).astype(np.int32),
+    }
+
+
+def _bins(ms: Floats, state: EncoderState) -> Int32:
+    """Fixed bins of a duration; where there is none, what `binning.first_row` says."""
+    if "time" not in state.facts:
+        return np.full(len(ms), UNKNOWN_ID, np.int32)
+    binned = np.searchsorted(state.edges, np.maximum(ms, 0.0) / 1000.0, "right") + FIRST_ID
+    absent = UNKNOWN_ID if state.config.binning.first_row == "unknown" else FIRST_ID
+    return np.where(ms < 0, absent, binned).astype(np.int32)
+
+
+def _by_sight(queries: _Queries) -> Int64:
+    """The queries of each user, those that see less first."""
+    if np.all(np.diff(queries.visible)[np.diff(_owners(queries.offsets)) == 0] >= 0):
+        return np.arange(len(queries.rows))
+    return np.lexsort((queries.visible, _owners(queries.offsets)))
+
+
+def _owners(offsets: Int64) -> Int64:
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def _rows(
+    items: _Items, queries: _Queries, past: Mapping[str, Int32], numbers: npt.NDArray[np.float32], correct: Int8
+) -> Rows:
+    of_row = items.of_row[queries.rows]
+    ids = {name: column[of_row] for name, column in items.known.ids.items()} | dict(past)
     return Rows(
         offsets=queries.offsets,
         ids=ids,
-        concepts=items.concepts[queries.items],
-        numbers=numbers(past),
+        concepts=items.known.concepts[of_row],
+        numbers=numbers,
         correct=correct,
         position=queries.position,
         visible=queries.visible,
-    )
-
-
-def _previous_correct(past: Past) -> Int32:
-    """The answer of the last visible row: the shift, made once."""
-    if not len(past.correct):
-        return np.full(len(past.query_visible), NO_ANSWER, np.int32)
-    last = past.query_start + np.maximum(past.query_visible - 1, 0)
-    answer = past.correct[np.minimum(last, len(past.correct) - 1)]
-    token = np.select([answer == 0, answer == 1], [WAS_WRONG, WAS_RIGHT], WAS_HIDDEN)
-    return np.where(past.query_visible > 0, token, NO_ANSWER).astype(np.int32)
-
-
-def _bins(seconds: Floats) -> Int32:
-    """Fixed bins of a duration; the unknown id where it is not known (negative)."""
-    return np.where(seconds < 0, UNKNOWN_ID, np.searchsorted(SECOND_EDGES, seconds, "right") + FIRST_ID).astype(
-        np.int32
     )
 
 
@@ -199,7 +254,7 @@ def _visible(items: _Items, histories: Histories, position: Int32, config: Encod
     """How many earlier rows each row may read: all of them, or those before its run of one test."""
     if config.bundle == "none" or not histories.rows:
         return position
-    test = items.keys["test"][items.past, 0]
+    test = items.test[items.of_row[: histories.rows]]
     unnamed = histories.test.strings() == ""
     starts = np.ones(histories.rows, bool)
     starts[1:] = (test[1:] != test[:-1]) | unnamed[1:]
@@ -216,7 +271,7 @@ def _target_visible(
     if config.bundle == "none" or not histories.rows:
         return lengths
     last = np.repeat(histories.offsets[1:], np.diff(targets.offsets)) - 1
-    same = items.keys["test"][items.past[np.maximum(last, 0)], 0] == items.keys["test"][items.asked, 0]
+    same = items.test[items.of_row[np.maximum(last, 0)]] == items.test[items.of_row[histories.rows :]]
     together = (lengths > 0) & same & (targets.test.strings() != "")
     return np.where(together, visible[np.maximum(last, 0)], lengths).astype(np.int32)
 
@@ -240,15 +295,3 @@ def _factorize(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Int64]:
     """Distinct values in order of appearance, and the code of each value."""
     codes, distinct = pd.factorize(values)
     return np.asarray(distinct), codes.astype(np.int64)
-
-
-def _concept_keys(concepts: Strings, width: int) -> tuple[Int32, int]:
-    """[J, C] call-local keys of the concepts of each item (-1 = none), and their number."""
-    local: dict[str, int] = {}
-    sets = {
-        value: [local.setdefault(tag, len(local)) for tag in split_concepts(value)[:width]]
-        for value in dict.fromkeys(concepts)
-    }
-    padded = {value: keys + [-1] * (width - len(keys)) for value, keys in sets.items()}
-    keys = np.array([padded[value] for value in concepts], np.int32).reshape(len(concepts), width)
-    return keys, len(local) + 1

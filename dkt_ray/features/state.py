@@ -1,4 +1,4 @@
-"""The encoder's fitted state: counts of training users per item and fold, vocabularies, and the scale of the numbers.
+"""The encoder's fitted state: what training users answered per item and fold, vocabularies, the scale of the numbers.
 
 Legend: J items, i.e. distinct triples (question, test, concepts); C concepts per item; F numeric columns.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,20 +17,25 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, field_validator
 
 from dkt_ray.config import Config, build
 from dkt_ray.data.history import Coded, Int32, Int64, Strings
 from dkt_ray.errors import BundleError, InputError
 from dkt_ray.features.batch import UNKNOWN_ID, Rows
 from dkt_ray.features.difficulty import ITEM, Counts, Floats, Sums, merge
+from dkt_ray.features.items import Items, Statistics
+from dkt_ray.features.kernels import NGRAM
+from dkt_ray.features.profile import Profile, merge_profiles
 from dkt_ray.features.structure import decompose, implied_test
-from dkt_ray.features.student import NUMBER_NAMES, VERSIONS
+from dkt_ray.features.student import GROUPS, choose, versions
 from dkt_ray.schema import CONCEPT_SEPARATOR
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 PARTS: Final = ("head", "mid", "tail", "mid_tail")
 VOCABULARIES: Final = ("question", "test", *PARTS, "concepts")
-ID_COLUMNS: Final = ("question", "test", *PARTS, "previous_correct", "lag", "previous_elapsed")
+ID_COLUMNS: Final = ("question", "test", *PARTS, "previous_correct", "lag", "previous_elapsed", "ngram", "hour")
+HOURS: Final = 24
 
 # Upper edges in seconds: 1 s bins where answers are fast, then roughly geometric up to a month. Fixed, hence versioned.
 SECOND_EDGES: Final = np.array(
@@ -41,8 +46,22 @@ SECOND_EDGES: Final = np.array(
 FIRST_ID: Final = 2  # 0 is padding, 1 is unknown
 
 
+class BinningConfig(Config):
+    """How the time between two rows becomes a category; the edges are fixed when the encoder is fitted."""
+
+    kind: Literal["log", "cap", "cut", "qcut"] = "log"
+    """log: 1 s bins up to 30 s, then wider ones to 30 days; cap: 1 s bins up to `cap_s`; cut: `bins` equal bins up to
+    `cap_s`; qcut: `bins` bins with equally many rows (of training users, capped)."""
+    bins: int = Field(20, ge=2, le=600)
+    """Bins of cut and qcut."""
+    cap_s: int = Field(600, ge=1, le=600)
+    """Longer times count as this one (cap, cut and qcut)."""
+    first_row: Literal["unknown", "zero"] = "unknown"
+    """What a row without an earlier one has: a bin of its own, or no time at all."""
+
+
 class EncoderConfig(Config):
-    """What a row means and how statistics are smoothed; stored with the fitted state."""
+    """What a row means, which features there are, and how statistics are smoothed; stored with the fitted state."""
 
     timestamp_is: Literal["shown", "submitted"] = "submitted"
     """Is Timestamp when the question was shown, or when its answer was submitted (then a row may not know its own)?"""
@@ -50,6 +69,11 @@ class EncoderConfig(Config):
     """test_run: consecutive rows of one test were shown together and must not see each other's answers."""
     use_time: bool = True
     """Switch off for data whose timestamps only give the order."""
+    features: tuple[str, ...] = GROUPS
+    """Feature groups that are on (`core` always is); groups that the data cannot feed switch themselves off."""
+    binning: BinningConfig = BinningConfig()
+    scaling: Literal["standard", "min_max"] = "standard"
+    """Numbers reach networks as (x - mean) / standard deviation, or as (x - minimum) / range, of training rows."""
     min_count: int = 5
     """Ids that training users answered less often become the unknown id."""
     smoothing: float = 10.0
@@ -57,48 +81,108 @@ class EncoderConfig(Config):
     max_concepts: int = 8
     """Concepts read per question, in canonical order."""
 
+    @field_validator("features")
+    @classmethod
+    def _known(cls, features: tuple[str, ...]) -> tuple[str, ...]:
+        for group in features:
+            if group not in GROUPS:
+                raise ValueError(f"no feature group {group!r}; expected some of {', '.join(GROUPS)}")
+        return features
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, sum and sum of squares of the numeric columns in fixed point: they add up exactly in any order."""
+    """Count, sum, sum of squares and range of the numeric columns in fixed point: they add up exactly in any order."""
 
     count: int
     sums: Int64  # [F]
     squares: Int64  # [F]
+    lowest: Int64  # [F]
+    highest: Int64  # [F]
 
     UNIT = 1 << 12
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.sums + other.sums, self.squares + other.squares)
+        return Moments(
+            self.count + other.count,
+            self.sums + other.sums,
+            self.squares + other.squares,
+            np.minimum(self.lowest, other.lowest),
+            np.maximum(self.highest, other.highest),
+        )
 
 
 def moments(rows: Rows) -> Moments:
     """Moments of the numeric columns of the given rows."""
     fixed = np.rint(rows.numbers.astype(np.float64) * Moments.UNIT).astype(np.int64)
-    return Moments(len(fixed), fixed.sum(0), (fixed * fixed).sum(0))
+    ends = np.iinfo(np.int64)
+    lowest, highest = fixed.min(0, initial=ends.max), fixed.max(0, initial=ends.min)
+    return Moments(len(fixed), fixed.sum(0), (fixed * fixed).sum(0), lowest, highest)
 
 
 @dataclass(frozen=True, eq=False)
 class EncoderState:
-    """Everything that was fitted on training users: counts per item and fold, and the scale of the numeric columns."""
+    """Everything that was fitted on training users, and the scale of the numeric columns."""
 
     config: EncoderConfig
     counts: Counts
+    profile: Profile
+    timed: bool  # the data have timestamps
     held_out: int | None = None  # a fold whose answers do not count (its ids stay known)
-    mean: Floats | None = None  # [F]
+    mean: Floats | None = None  # [F] what is taken from a number before it is divided by
     std: Floats | None = None  # [F]
 
     @property
     def number_names(self) -> tuple[str, ...]:
         """Names of the numeric columns, in order."""
-        return NUMBER_NAMES
+        return self._chosen[0]
+
+    @property
+    def switched_off(self) -> Mapping[str, str]:
+        """Features that are off, and why."""
+        return self._chosen[1]
+
+    @cached_property
+    def facts(self) -> frozenset[str]:
+        """What the data have: some of time, shown, test, concepts, head."""
+        columns = self._item_columns
+        timed = self.timed and self.config.use_time
+        have = {
+            "time": timed,
+            "shown": timed and self.config.timestamp_is == "shown",
+            "test": len(set(columns["test"]) - {""}) > 1,
+            "concepts": bool((columns["concepts"] != "").any()),
+            "head": bool((columns["head"] != "").any()),
+        }
+        return frozenset(name for name, there in have.items() if there)
+
+    @cached_property
+    def _chosen(self) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        return choose(self.config.features, self.facts)
+
+    @cached_property
+    def edges(self) -> Floats:
+        """Upper edges of the bins of a duration, in seconds."""
+        binning = self.config.binning
+        if binning.kind == "log":
+            return SECOND_EDGES
+        if binning.kind == "cap":
+            return np.arange(1.0, binning.cap_s + 1)
+        if binning.kind == "cut":
+            return np.linspace(0, binning.cap_s, binning.bins + 1)[1:]
+        lags = self.profile.lags[: binning.cap_s + 1].copy()
+        lags[-1] += self.profile.lags[binning.cap_s + 1 :].sum()
+        share = np.cumsum(lags) / max(lags.sum(), 1)
+        inner = np.searchsorted(share, np.arange(1, binning.bins) / binning.bins)
+        return np.unique(inner + 1.0)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Number of ids of each id column and of `concepts`, padding and unknown included."""
-        bins = len(SECOND_EDGES) + 1 + FIRST_ID
+        bins = len(self.edges) + 1 + FIRST_ID
         known = {name: len(vocabulary) + FIRST_ID for name, vocabulary in self.vocabularies.items()}
-        return known | {"previous_correct": 4, "lag": bins, "previous_elapsed": bins}
+        others = {"previous_correct": 4, "lag": bins, "previous_elapsed": bins}
+        return known | others | {"ngram": 3**NGRAM + FIRST_ID, "hour": HOURS + FIRST_ID}
 
     @cached_property
     def concepts_per_question(self) -> int:
@@ -131,25 +215,34 @@ class EncoderState:
 
     def excluding(self, fold: int) -> EncoderState:
         """The same ids, with statistics that leave out one fold's answers."""
-        state = EncoderState(self.config, self.counts, fold, self.mean, self.std)
+        state = replace(self, held_out=fold)
+        # what does not depend on the fold is not built again
         for shared in (
             "vocabularies",
             "concepts_per_question",
-        ):  # they do not depend on the fold: do not build them again
+            "_chosen",
+            "_item_columns",
+            "questions",
+            "tags",
+            "edges",
+        ):
             state.__dict__[shared] = getattr(self, shared)
         return state
 
     def with_scaler(self, total: Moments) -> EncoderState:
-        """The state with mean and standard deviation (at least 1e-6) of the numeric columns of training rows."""
-        mean = total.sums / (max(total.count, 1) * Moments.UNIT)
-        variance = total.squares / (max(total.count, 1) * float(Moments.UNIT) ** 2) - mean**2
-        return EncoderState(self.config, self.counts, self.held_out, mean, np.sqrt(np.maximum(variance, 1e-12)))
+        """The state with the scale of the numeric columns of training rows; no divisor is below 1e-6."""
+        rows, unit = max(total.count, 1), float(Moments.UNIT)
+        if self.config.scaling == "min_max" and total.count:
+            return replace(self, mean=total.lowest / unit, std=np.maximum((total.highest - total.lowest) / unit, 1e-6))
+        mean = total.sums / (rows * unit)
+        variance = total.squares / (rows * unit**2) - mean**2
+        return replace(self, mean=mean, std=np.sqrt(np.maximum(variance, 1e-12)))
 
     def collapsed(self) -> EncoderState:
         """The full state without the split into folds: what a bundle carries."""
         table = self.counts.table
         single = table.set_column(table.schema.get_field_index("fold"), "fold", pa.array(np.zeros(len(table), np.int8)))
-        return EncoderState(self.config, merge([Counts(single)]), None, self.mean, self.std)
+        return replace(self, counts=merge([Counts(single)]), profile=self.profile.collapsed(), held_out=None)
 
     @cached_property
     def digest(self) -> str:
@@ -157,12 +250,16 @@ class EncoderState:
         content = hashlib.sha256(json.dumps(self._facts(), sort_keys=True).encode())
         for name in self.counts.table.column_names:
             content.update("\x1f".join(map(str, self.counts.table[name].to_pylist())).encode())
+        content.update("\x1f".join(self.profile.question).encode())
+        for array in (self.profile.fold, self.profile.values, self.profile.lags):
+            content.update(np.ascontiguousarray(array).tobytes())
         return content.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write `counts.parquet` and `state.json` into an existing folder."""
+        """Write `counts.parquet`, `profile.parquet` and `state.json` into an existing folder."""
         assert self.held_out is None, "only the full state is stored"
         pq.write_table(self.counts.table, folder / "counts.parquet", compression="zstd")
+        pq.write_table(self.profile.to_table(), folder / "profile.parquet", compression="zstd")
         (folder / "state.json").write_text(json.dumps(self._facts(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
@@ -176,12 +273,14 @@ class EncoderState:
         if facts.get("version") != STATE_VERSION:
             found = facts.get("version")
             raise BundleError(f"encoder state version is {found}, this package needs {STATE_VERSION}; prepare again")
-        if facts["numbers"] != list(VERSIONS):
-            changed = ", ".join(sorted(set(facts["numbers"]) ^ set(VERSIONS))) or "their order"
-            raise BundleError(f"encoder state has other numeric features than this package ({changed}); prepare again")
         scaler = [None if facts[name] is None else np.array(facts[name]) for name in ("mean", "std")]
         counts = Counts.from_table(pq.read_table(folder / "counts.parquet"))
-        return cls(build(EncoderConfig, facts["config"]), counts, None, *scaler)
+        profile = Profile.from_table(pq.read_table(folder / "profile.parquet"))
+        state = cls(build(EncoderConfig, facts["config"]), counts, profile, facts["timed"], None, *scaler)
+        if facts["numbers"] != list(versions(state.number_names)):
+            changed = ", ".join(sorted(set(facts["numbers"]) ^ set(versions(state.number_names)))) or "their order"
+            raise BundleError(f"encoder state has other numeric features than this package ({changed}); prepare again")
+        return state
 
     def describe(
         self, question: Coded, test: Coded | None = None, concepts: Coded | None = None
@@ -193,11 +292,90 @@ class EncoderState:
         known_concepts = np.array([known[1] for known in found], object)
         return _fill(test, question, tests), _fill(concepts, question, known_concepts)
 
+    def items(self, question: Strings, test: Strings, concepts: Strings) -> Items:
+        """What is known of items, [J]; those that training users never answered back off."""
+        index, known = self._known
+        rows = np.fromiter((index.get(triple, -1) for triple in zip(question, test, concepts, strict=True)), np.int64)
+        new = np.flatnonzero(rows < 0)
+        if not len(new):
+            return known.take(rows)
+        made = self._make(question[new], test[new], concepts[new])
+        rows[new] = len(index) + np.arange(len(new))
+        return (known + made).take(rows)
+
+    @cached_property
+    def tags(self) -> dict[str, int]:
+        """Every concept of a known item -> a number."""
+        found = sorted({tag for value in set(self._item_columns["concepts"]) for tag in split_concepts(value)})
+        return {tag: number for number, tag in enumerate(found)}
+
+    @cached_property
+    def base_rate(self) -> float:
+        """Overall rate of right answers, without the held-out fold; 0.5 from no answer at all."""
+        columns, keep = self._item_columns, self._kept
+        return float((columns["right"][keep].sum() + 1) / (columns["graded"][keep].sum() + 2))
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What was fitted per id, without the held-out fold."""
+        profile = self.profile if self.held_out is None else self.profile.without(self.held_out)
+        known = [self._known_items.get(question, ("", "")) for question in profile.question]
+        tests, concepts = (np.array([pair[side] for pair in known], object) for side in (0, 1))
+        values = {"question": profile.question, "test": tests, "head": decompose(profile.question)["head"]}
+        levels = {name: ids_of(self.vocabularies[name], each) for name, each in values.items()}
+        levels["concepts"] = self.concept_ids(concepts)
+        sizes = self.sizes
+        size = np.zeros(sizes["test"], np.int64)
+        tests_of = ids_of(self.vocabularies["test"], _column(self.questions, "test"))
+        np.add.at(size, tests_of[tests_of >= FIRST_ID], 1)
+        return Statistics.of(self.base_rate, self.config.smoothing, self._sums, profile, levels, sizes, size)
+
+    def concept_ids(self, concepts: Strings) -> Int32:
+        """[J, C] ids of the concepts of each item, 0 where it has no further one."""
+        get = self.vocabularies["concepts"].get
+        return self._per_concept(concepts, lambda tag: get(tag, UNKNOWN_ID), 0)
+
+    def _per_concept(self, concepts: Strings, number: Callable[[str], int], padding: int) -> Int32:
+        width = self.concepts_per_question
+        distinct = {value: [number(tag) for tag in split_concepts(value)[:width]] for value in dict.fromkeys(concepts)}
+        padded = {value: found + [padding] * (width - len(found)) for value, found in distinct.items()}
+        return np.array([padded[value] for value in concepts], np.int32).reshape(len(concepts), width)
+
+    def _make(self, question: Strings, test: Strings, concepts: Strings) -> Items:
+        parts = decompose(question)
+        values = {"question": question, "test": test} | {name: parts[name] for name in PARTS}
+        ids = {name: ids_of(self.vocabularies[name], column) for name, column in values.items()}
+        concept_ids = self.concept_ids(concepts)
+        new = dict(self.tags)
+        head, tail = (
+            np.array([int(part) if part else -1 for part in parts[name]], np.int32) for name in ("head", "tail")
+        )
+        fitted, expected = self.statistics.values(ids, concept_ids, tail)
+        return Items(
+            ids=ids,
+            concepts=concept_ids,
+            tags=self._per_concept(concepts, lambda tag: new.setdefault(tag, len(new)), -1),
+            head=head,
+            tail=tail,
+            values=fitted,
+            sketch=self.statistics.sketches[ids["question"]],
+            expected=expected,
+        )
+
+    @cached_property
+    def _known(self) -> tuple[dict[tuple[str, str, str], int], Items]:
+        """The items that training users answered: triple -> row, and the rows."""
+        columns = self._item_columns
+        triples = list(dict.fromkeys(zip(*(columns[name] for name in ITEM), strict=True)))
+        arrays = [np.array([triple[side] for triple in triples], object) for side in range(len(ITEM))]
+        return {triple: row for row, triple in enumerate(triples)}, self._make(*arrays)
+
     def _facts(self) -> dict[str, Any]:
         return {
             "version": STATE_VERSION,
             "config": self.config.model_dump(mode="json"),
-            "numbers": list(VERSIONS),
+            "timed": self.timed,
+            "numbers": list(versions(self.number_names)),
             "mean": None if self.mean is None else self.mean.tolist(),
             "std": None if self.std is None else self.std.tolist(),
         }
@@ -214,15 +392,18 @@ class EncoderState:
         columns |= {name: table[name].to_numpy() for name in ("count", "graded", "right", "fold")}
         return columns | {name: part for name, part in decompose(columns["question"]).items() if name in PARTS}
 
-    @cached_property
-    def sums(self) -> dict[str, Sums]:
-        """Graded and right answers per id of question, test, concepts and head, without the held-out fold."""
-        columns = self._item_columns
-        keep = np.ones(len(columns["fold"]), bool) if self.held_out is None else columns["fold"] != self.held_out
+    @property
+    def _kept(self) -> Any:
+        return slice(None) if self.held_out is None else self._item_columns["fold"] != self.held_out
+
+    @property
+    def _sums(self) -> dict[str, Sums]:
+        """Graded and right answers per id of each level, without the held-out fold."""
+        columns, keep = self._item_columns, self._kept
         known, answered = columns["graded"][keep], columns["right"][keep]
         sums = {
             name: Sums.of(ids_of(self.vocabularies[name], columns[name][keep]), known, answered, self.sizes[name])
-            for name in ("question", "test", "head")
+            for name in ("question", "test", "head", "tail")
         }
         concepts = self.concept_ids(columns["concepts"][keep])
         width = concepts.shape[1]
@@ -231,29 +412,20 @@ class EncoderState:
         )
         return sums
 
-    @cached_property
-    def base_rate(self) -> float:
-        """Overall rate of right answers, without the held-out fold; 0.5 from no answer at all."""
-        columns = self._item_columns
-        keep = slice(None) if self.held_out is None else columns["fold"] != self.held_out
-        return float((columns["right"][keep].sum() + 1) / (columns["graded"][keep].sum() + 2))
-
-    def concept_ids(self, concepts: Strings) -> Int32:
-        """[J, C] ids of the concepts of each item, 0 where it has no further one."""
-        width = self.concepts_per_question
-        get = self.vocabularies["concepts"].get
-        distinct = {value: [get(tag, UNKNOWN_ID) for tag in split_concepts(value)[:width]] for value in set(concepts)}
-        padded = {value: ids + [0] * (width - len(ids)) for value, ids in distinct.items()}
-        return np.array([padded[value] for value in concepts], np.int32).reshape(len(concepts), width)
-
 
 _QUESTIONS: Final = pa.schema(
     [(name, pa.string()) for name in ITEM] + [(name, pa.int64()) for name in ("count", "graded", "right")]
 )
 
 
-def fit(counts: Sequence[Counts], config: EncoderConfig) -> EncoderState:
-    """Make the state from the counts of all buckets (the scaler follows with `with_scaler`).
+def fit(
+    counts: Sequence[Counts], config: EncoderConfig, profiles: Sequence[Profile] = (), timed: bool = True
+) -> EncoderState:
+    """Make the state from the counts and profiles of all buckets (the scaler follows with `with_scaler`).
+
+    Args:
+        profiles: of the second pass; without them what they tell backs off to overall values.
+        timed: the data have timestamps.
 
     Raises:
         InputError: no training user has a known answer.
@@ -263,7 +435,7 @@ def fit(counts: Sequence[Counts], config: EncoderConfig) -> EncoderState:
         raise InputError(
             "no known answer (answer code 0 or 1) among the training users: there is nothing to learn from"
         )
-    return EncoderState(config, merged)
+    return EncoderState(config, merged, merge_profiles([*profiles, Profile.empty()]), timed)
 
 
 def ids_of(vocabulary: Mapping[str, int], values: Strings) -> Int32:
@@ -276,6 +448,10 @@ def _vocabulary(values: Strings, counts: Int64, min_count: int) -> dict[str, int
     total = frame.filter(pl.col("value") != "").group_by("value").agg(pl.col("count").sum())
     kept = total.filter(pl.col("count") >= min_count)["value"].sort()
     return {value: FIRST_ID + index for index, value in enumerate(kept)}
+
+
+def _as_numbers(parts: Strings) -> Int32:
+    return np.array([int(part) if part else -1 for part in parts], np.int32)
 
 
 def _explode(concepts: Strings, counts: Int64) -> tuple[Strings, Int64]:

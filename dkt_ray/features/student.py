@@ -1,257 +1,295 @@
-"""The numeric features: causal columns of one row, read from the student's visible past and the encoder's state.
+"""The numeric features: one table, a line each, of what is computed from which quantities of a row's visible past.
 
-`FEATURES` is the one table of them. A feature is a function of `Past`, which answers questions such as "how many of the
-visible rows had this concept, and how many were right" for all rows at once. Rows read nothing but what `visible` lets
-them see, so history rows and many targets go through the same code.
-
-Running counts are integers and sums of (answer - expected rate) are fixed point (1e-6), hence exact: a prefix of a
-history gives bit-equal features.
-
-Legend: U users, N past rows, Q query rows (the past itself, or targets), C concepts per row, F features.
+A `Feature` names a function of `Function` and the quantities (features/quantities.py) that it reads; features/plan.py
+evaluates the chosen ones for all rows at once. docs/features.md is generated from this table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Final, NamedTuple
 
-import numba
-import numpy as np
-import numpy.typing as npt
+from dkt_ray.features import kernels
+from dkt_ray.features.quantities import needs
 
-from dkt_ray.data.history import Int8, Int32, Int64
-
-Floats = npt.NDArray[np.float64]
-
-MICRO: Final = 1_000_000  # fixed-point unit of expected rates
 PRIOR: Final = 2.0  # pseudo-answers that a student's own rates start from
-MISSING: Final = -1.0  # log-seconds where a time is not known
 
 
-class Tally(NamedTuple):
-    """What the visible past holds under a row's key, [Q] each."""
+class Function(IntEnum):
+    """What a feature does with its inputs a, b, c."""
 
-    seen: Int64  # rows
-    graded: Int64  # rows with a known answer
-    right: Int64  # right answers
-    surplus: Int64  # sum of (answer - expected rate) in 1e-6, over graded rows
-
-
-@dataclass(frozen=True, eq=False)
-class Past:
-    """Source rows, and the query rows that ask about them."""
-
-    offsets: Int64  # [U + 1] of the source rows
-    keys: dict[str, Int32]  # [N, 1] or [N, C] call-local keys of the source rows, -1 = none
-    sizes: dict[str, int]  # number of distinct keys
-    correct: Int8  # [N]
-    surplus: Int64  # [N] answer - expected rate in 1e-6, 0 where hidden
-    timestamp: Int64 | None  # [N] ms
-
-    query_offsets: Int64  # [U + 1]
-    query_keys: dict[str, Int32]  # [Q, 1] or [Q, C]
-    query_visible: Int32  # [Q]
-    query_timestamp: Int64 | None  # [Q] ms: set only where a row may know its own time
-    fitted: dict[str, Floats]  # [Q] columns of the encoder's state: log-odds and counts
-    base_rate: float  # overall rate of right answers among training users
-    _memory: dict[object, Tally] = field(default_factory=dict)
-
-    def tally(self, key: str) -> Tally:
-        """Counts over the visible rows that share the query's key (over all its concepts, where it has several)."""
-        if key not in self._memory:
-            self._memory[key] = self._in_order(key)
-        return self._memory[key]
-
-    def recent(self, rows: int) -> Tally:
-        """Counts over the last `rows` visible rows."""
-        if rows not in self._memory:
-            stop = self.query_start + self.query_visible
-            start = np.maximum(stop - rows, self.query_start)
-            known = self.correct >= 0
-            sums = [_span(v, start, stop) for v in (known, self.correct == 1, self.surplus)]
-            self._memory[rows] = Tally(stop - start, *sums)
-        return self._memory[rows]
-
-    @property
-    def query_start(self) -> Int64:
-        """[Q] index of the first source row of the query's student."""
-        return np.repeat(self.offsets[:-1], np.diff(self.query_offsets))
-
-    def elapsed(self, back: int) -> Floats:
-        """[Q] seconds between the last-but-`back` visible row and the one before it; -1 s where there are none."""
-        if self.timestamp is None:
-            return np.full(len(self.query_visible), MISSING)
-        later = self.query_start + self.query_visible - 1 - back
-        exists = self.query_visible >= back + 2
-        later = np.where(exists, later, 1)
-        if not len(self.timestamp):
-            return np.full(len(self.query_visible), MISSING)
-        seconds = (self.timestamp[np.minimum(later, len(self.timestamp) - 1)] - self.timestamp[later - 1]) / 1000.0
-        return np.where(exists, np.maximum(seconds, 0.0), MISSING)
-
-    def lag(self) -> Floats:
-        """[Q] seconds from the last visible row to the query's own time; -1 s where either is not known."""
-        if self.timestamp is None or self.query_timestamp is None or not len(self.timestamp):
-            return np.full(len(self.query_visible), MISSING)
-        last = np.where(self.query_visible > 0, self.query_start + self.query_visible - 1, 0)
-        seconds = (self.query_timestamp - self.timestamp[last]) / 1000.0
-        return np.where(self.query_visible > 0, np.maximum(seconds, 0.0), MISSING)
-
-    def _in_order(self, key: str) -> Tally:
-        keys = self.query_keys[key]
-        visible = self.query_visible
-        order = None
-        if np.any(np.diff(visible) < 0):  # the kernel walks forward: sort each student's queries by what they see
-            owner = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.query_offsets))
-            order = np.lexsort((visible, owner))
-            keys, visible = keys[order], visible[order]
-        out = _walk(
-            self.keys[key], self.correct, self.surplus, self.offsets, keys, visible, self.query_offsets, self.sizes[key]
-        )
-        if order is not None:
-            sorted_out, out = out, np.empty_like(out)
-            out[:, order] = sorted_out
-        return Tally(*out)
+    VALUE = kernels.VALUE  # a
+    LOG_COUNT = kernels.LOG_COUNT  # log(1 + a)
+    LOG_WRONG = kernels.LOG_WRONG  # log(1 + b - a): wrong answers from right and graded ones
+    LOG_ODDS = kernels.LOG_ODDS  # log((a + 2 r) / (b - a + 2 (1 - r))), r the overall rate: smoothed by PRIOR answers
+    RATE = kernels.RATE  # a / b, 0 where b is 0
+    MEAN = kernels.MEAN  # a / (b + 2): a mean, shrunk towards 0 by PRIOR answers
+    SURPLUS = kernels.SURPLUS  # a / 1e6 / (b + 2): the same of a sum in fixed point
+    LOG_MS = kernels.LOG_MS  # log(1 + a / 1000): seconds from ms, -1 where unknown
+    CAPPED = kernels.CAPPED  # seconds from ms, 600 at most, -1 where unknown
+    SINCE_ROWS = kernels.SINCE_ROWS  # log(1 + rows between row a and row b), -1 where there is no row a
+    SINCE_MS = kernels.SINCE_MS  # log(1 + seconds from time a to time b), -1 where there is none
+    LOG_MEAN_GAP = kernels.LOG_MEAN_GAP  # log(1 + mean seconds between c rows from time a to time b), -1 below two rows
+    SPAN_DAYS = kernels.SPAN_DAYS  # days from time a to time b
 
 
-@numba.njit(cache=True, nogil=True)
-def _walk(
-    keys: Int32,
-    correct: Int8,
-    surplus: Int64,
-    offsets: Int64,
-    query_keys: Int32,
-    visible: Int32,
-    query_offsets: Int64,
-    size: int,
-) -> Int64:
-    """Two pointers per student: rows enter the counters when they become visible, queries read the counters."""
-    counters = np.zeros((size, 4), np.int64)
-    out = np.zeros((4, len(visible)), np.int64)
-    for user in range(len(offsets) - 1):
-        start = offsets[user]
-        row = start
-        for query in range(query_offsets[user], query_offsets[user + 1]):
-            while row < start + visible[query]:
-                for c in range(keys.shape[1]):
-                    key = keys[row, c]
-                    if key >= 0:
-                        counters[key, 0] += 1
-                        if correct[row] >= 0:
-                            counters[key, 1] += 1
-                            counters[key, 2] += correct[row]
-                            counters[key, 3] += surplus[row]
-                row += 1
-            for c in range(query_keys.shape[1]):
-                key = query_keys[query, c]
-                if key >= 0:
-                    for i in range(4):
-                        out[i, query] += counters[key, i]
-        for done in range(start, row):
-            for c in range(keys.shape[1]):
-                if keys[done, c] >= 0:
-                    counters[keys[done, c], :] = 0
-    return out
-
-
-def _span(values: npt.NDArray[np.generic], start: Int64, stop: Int64) -> Int64:
-    """Integer sums of values[start:stop] for many spans."""
-    total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    return total[stop] - total[start]
-
-
-def _own_log_odds(past: Past, tally: Tally) -> Floats:
-    """Smoothed log-odds of the student's own answers: PRIOR pseudo-answers at the overall rate."""
-    right = tally.right + PRIOR * past.base_rate
-    wrong = tally.graded - tally.right + PRIOR * (1.0 - past.base_rate)
-    return np.log(right / wrong)
-
-
-def _mean_surplus(tally: Tally) -> Floats:
-    """Mean of (answer - expected rate), shrunk towards 0 by PRIOR pseudo-answers: ability net of difficulty."""
-    return tally.surplus / MICRO / (tally.graded + PRIOR)
-
-
-def _log_seconds(seconds: Floats) -> Floats:
-    return np.where(seconds < 0, MISSING, np.log1p(np.maximum(seconds, 0.0)))
+FORMULAS: Final = {
+    Function.VALUE: "a",
+    Function.LOG_COUNT: "log(1 + a)",
+    Function.LOG_WRONG: "log(1 + b − a)",
+    Function.LOG_ODDS: "log((a + 2r) / (b − a + 2(1 − r)))",
+    Function.RATE: "a / b (0 where b = 0)",
+    Function.MEAN: "a / (b + 2)",
+    Function.SURPLUS: "a / 1,000,000 / (b + 2)",
+    Function.CAPPED: "min(a / 1000, 600), −1 unknown",
+    Function.LOG_MS: "log(1 + a / 1000), −1 unknown",
+    Function.SINCE_ROWS: "log(b − a), −1 never",
+    Function.SINCE_MS: "log(1 + (b − a) / 1000), −1 never",
+    Function.LOG_MEAN_GAP: "log(1 + (b − a) / (c − 1) / 1000), −1 below two rows",
+    Function.SPAN_DAYS: "(b − a) / 86,400,000",
+}
 
 
 class Feature(NamedTuple):
     """One numeric column."""
 
     name: str
-    compute: Callable[[Past], npt.NDArray[np.generic]]
+    group: str  # switched on and off together, by `encoder.features`
+    function: Function
+    inputs: tuple[str, ...]  # quantities, see features/quantities.py
     doc: str
     version: int = 1  # counts up when the same name comes to mean another number: older states and bundles are refused
 
-
-def _count(key: str) -> Callable[[Past], Floats]:
-    return lambda past: np.log1p(past.tally(key).seen)
-
-
-def _odds(key: str) -> Callable[[Past], Floats]:
-    return lambda past: _own_log_odds(past, past.tally(key))
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the data must have: some of DATA."""
+        return frozenset().union(*(needs(quantity) for quantity in self.inputs))
 
 
-def _surplus(key: str) -> Callable[[Past], Floats]:
-    return lambda past: _mean_surplus(past.tally(key))
+VALUE, LOG_COUNT, LOG_WRONG, LOG_ODDS, RATE, MEAN, SURPLUS, LOG_MS, CAPPED, *_REST = Function
+SINCE_ROWS, SINCE_MS, LOG_MEAN_GAP, SPAN_DAYS = _REST
+
+CORE: Final = "core"  # the group that is always on: baselines, mastery and every model build on it
 
 
-def _recent(rows: int) -> Callable[[Past], Floats]:
-    return lambda past: _own_log_odds(past, past.recent(rows))
+def _line(name: str, group: str, function: Function, inputs: str, doc: str) -> Feature:
+    return Feature(name, group, function, tuple(inputs.split()), doc)
 
 
-def _recent_surplus(rows: int) -> Callable[[Past], Floats]:
-    return lambda past: _mean_surplus(past.recent(rows))
+def _difficulty(level: str, group: str, of: str) -> Feature:
+    doc = f"log-odds of a right answer {of} (training users)"
+    return _line(f"{level}_log_odds", group, VALUE, f"item.{level}_log_odds", doc)
 
 
-def _fitted(name: str) -> Callable[[Past], Floats]:
-    return lambda past: past.fitted[name]
+def _record(key: str, group: str, of: str) -> list[Feature]:
+    """Rows, smoothed log-odds and surplus of the student under one key."""
+    name = "user" if key == "user" else f"user_{key}"
+    odds, surplus = f"smoothed log-odds of the student's answers {of}", f"mean of answer minus expected rate {of}"
+    return [
+        _line(f"{name}_count", group, LOG_COUNT, f"{key}.seen", f"log(1 + visible rows {of})"),
+        _line(f"{name}_log_odds", group, LOG_ODDS, f"{key}.right {key}.graded", odds),
+        _line(f"{name}_surplus", group, SURPLUS, f"{key}.surplus {key}.graded", surplus),
+    ]
+
+
+def _recent(key: str, rows: int, group: str, surplus: bool = False) -> list[Feature]:
+    """The last rows of the student, or of the student under a key."""
+    name = f"recent_{rows}" if key == "user" else f"{key}_recent_{rows}"
+    of = f"of the last {rows} visible answers" + ("" if key == "user" else f" of the same {key}")
+    inputs = f"{key}.recent_{rows}_{{}} {key}.recent_{rows}_graded"
+    odds = _line(f"{name}_log_odds", group, LOG_ODDS, inputs.format("right"), f"smoothed log-odds {of}")
+    doc = f"mean of answer minus expected rate {of}"
+    return [odds, *([_line(f"{name}_surplus", group, SURPLUS, inputs.format("surplus"), doc)] if surplus else [])]
+
+
+def _window(key: str, window: str) -> list[Feature]:
+    """The rows of a span of time, of the student or of the student on the question's concepts."""
+    name = window if key == "user" else f"{key}_{window}"
+    what = "answers" if key == "user" else "answers on the question's concepts"
+    of = f"{what} in the last {'ten minutes' if window == '10min' else window}"
+    inputs = f"{key}.{window}_right {key}.{window}_graded"
+    return [
+        _line(f"{name}_count", "windows", LOG_COUNT, f"{key}.{window}_seen", f"log(1 + {of})"),
+        _line(f"{name}_log_odds", "windows", LOG_ODDS, inputs, f"smoothed log-odds of the {of}"),
+    ]
+
+
+def _distance(key: str, group: str, of: str) -> list[Feature]:
+    """How long ago the key was met last, in rows and in time, and what became of it."""
+    rows, seconds = f"log(1 + rows since the last one {of}), -1 never", f"log(1 + seconds since then {of}), -1 never"
+    last = f"the last answer {of}: 1, 0, -1 hidden, -2 none"
+    return [
+        _line(f"{key}_rows_ago", group, SINCE_ROWS, f"{key}.last row.visible", rows),
+        _line(f"{key}_time_ago", group, SINCE_MS, f"{key}.last_ms row.now", seconds),
+        _line(f"{key}_last_answer", group, VALUE, f"{key}.last_answer", last),
+    ]
+
+
+def _aggregates(level: str, key: str, of: str) -> list[Feature]:
+    """The reference's aggregates over the day cycles of the student, or of the student in a head."""
+    interval = f"log(1 + mean seconds from a cycle to the start of the next) {of}"
+    gap = f"log(1 + mean over cycles of the mean seconds between their rows) {of}"
+    span = f"days from the first to the last visible row {of}"
+    return [
+        _line(f"{level}_cycles", "aggregate", LOG_COUNT, f"day.{key}_cycles", f"log(1 + cycles) {of}"),
+        _line(f"{level}_rows_per_cycle", "aggregate", RATE, f"{key}.seen day.{key}_cycles", f"rows per cycle {of}"),
+        _line(f"{level}_span_days", "aggregate", SPAN_DAYS, f"{key}.first_ms {key}.last_ms", span),
+        _line(f"{level}_cycle_interval", "aggregate", LOG_MS, f"day.{key}_interval", interval),
+        _line(f"{level}_cycle_gap", "aggregate", LOG_MS, f"day.{key}_gap", gap),
+    ]
 
 
 FEATURES: Final = (
-    Feature("question_log_odds", _fitted("question"), "log-odds of a right answer to the question (training users)"),
-    Feature("test_log_odds", _fitted("test"), "log-odds of a right answer in the question's test (training users)"),
-    Feature("concept_log_odds", _fitted("concept"), "mean log-odds over the question's concepts (training users)"),
-    Feature("question_count", _fitted("count"), "log(1 + graded answers to the question) among training users"),
-    Feature("user_count", _count("user"), "log(1 + visible rows)"),
-    Feature("user_log_odds", _odds("user"), "smoothed log-odds of the student's visible answers"),
-    Feature("user_surplus", _surplus("user"), "mean of answer minus expected rate over the visible answers"),
-    Feature("recent_5_log_odds", _recent(5), "smoothed log-odds of the last 5 visible answers"),
-    Feature("recent_20_log_odds", _recent(20), "smoothed log-odds of the last 20 visible answers"),
-    Feature(
-        "recent_20_surplus", _recent_surplus(20), "mean of answer minus expected rate over the last 20 visible answers"
+    _difficulty("question", CORE, "to the question"),
+    _difficulty("concept", CORE, "to the question's concepts"),
+    _line(
+        "question_count", CORE, LOG_COUNT, "item.question_graded",
+        "log(1 + training users' answers to the question)",
     ),
-    Feature("user_concept_count", _count("concept"), "log(1 + visible rows that share a concept)"),
-    Feature("user_concept_log_odds", _odds("concept"), "smoothed log-odds of the student on the question's concepts"),
-    Feature(
-        "user_concept_surplus", _surplus("concept"), "mean of answer minus expected rate on the question's concepts"
+    *_record("user", CORE, "so far"),
+    *_recent("user", 5, CORE),
+    *_recent("user", 20, CORE, surplus=True),
+    *_record("concept", CORE, "on the question's concepts"),
+    *_record("question", CORE, "to the same question"),
+    # the target question: how hard, what kind
+    _difficulty("test", "difficulty", "in the question's test"),
+    _difficulty("head", "difficulty", "in the question's head"),
+    _difficulty("position", "difficulty", "at the question's number in its test"),
+    _line("question_right", "difficulty", LOG_COUNT, "item.question_right", "log(1 + right answers to it)"),
+    _line("test_graded", "difficulty", LOG_COUNT, "item.test_graded", "log(1 + answers in its test)"),
+    _line("test_right", "difficulty", LOG_COUNT, "item.test_right", "log(1 + right answers in its test)"),
+    _line("concept_graded", "difficulty", LOG_COUNT, "item.concept_graded", "log(1 + answers on its concepts)"),
+    _line("concept_right", "difficulty", LOG_COUNT, "item.concept_right", "log(1 + right answers on them)"),
+    _line("test_size", "difficulty", VALUE, "item.test_size", "distinct questions of its test"),
+    _line("question_number", "difficulty", VALUE, "item.number", "its number in the test: the id's tail"),
+    _line("expected_time", "difficulty", LOG_MS, "item.expected_ms", "log(1 + median seconds of right answers)"),
+    # item response theory, fitted on training users
+    _line("easiness_1pl", "irt", VALUE, "item.easiness", "1PL easiness of the question, net of who answered"),
+    _line("easiness_2pl", "irt", VALUE, "item.easiness_2pl", "2PL easiness of the question"),
+    _line("discrimination", "irt", VALUE, "item.discrimination", "2PL discrimination of the question"),
+    # the student's record on what the question belongs to
+    _line("user_right", "counts", LOG_COUNT, "user.right", "log(1 + right answers so far)"),
+    _line("user_test_right", "counts", LOG_COUNT, "test.right", "log(1 + right answers in the same test)"),
+    _line("user_head_right", "counts", LOG_COUNT, "head.right", "log(1 + right answers in the same head)"),
+    *_record("test", "test", "in the same test"),
+    *_distance("test", "test", "of the same test"),
+    *_record("head", "head", "in the same head"),
+    *_distance("head", "head", "of the same head"),
+    *_record("position", "head", "at the same number of a test"),
+    *_distance("question", "question", "to the same question"),
+    *_distance("concept", "concept", "on the question's concepts"),
+    _line("user_concept_right", "concept", LOG_COUNT, "concept.right", "log(1 + right answers on its concepts): PFA"),
+    _line(
+        "user_concept_wrong", "concept", LOG_WRONG, "concept.right concept.graded",
+        "log(1 + wrong answers on its concepts): PFA",
     ),
-    Feature("user_test_count", _count("test"), "log(1 + visible rows of the same test)"),
-    Feature("user_test_log_odds", _odds("test"), "smoothed log-odds of the student in the same test"),
-    Feature("user_test_surplus", _surplus("test"), "mean of answer minus expected rate in the same test"),
-    Feature("user_head_count", _count("head"), "log(1 + visible rows of the same head)"),
-    Feature("user_head_log_odds", _odds("head"), "smoothed log-odds of the student in the same head"),
-    Feature("user_head_surplus", _surplus("head"), "mean of answer minus expected rate in the same head"),
-    Feature("user_question_count", _count("question"), "log(1 + earlier attempts at the question)"),
-    Feature("user_question_log_odds", _odds("question"), "smoothed log-odds of the student's earlier attempts at it"),
-    Feature(
-        "lag_log", lambda past: _log_seconds(past.lag()), "log(1 + seconds since the last visible row), -1 unknown"
+    _line(
+        "concept_spacing", "concept", LOG_MEAN_GAP, "concept.first_ms concept.last_ms concept.seen",
+        "log(1 + mean seconds between answers on its concepts), -1 below two",
     ),
-    Feature(
-        "previous_elapsed_log",
-        lambda past: _log_seconds(past.elapsed(0)),
+    *_recent("concept", 5, "concept"),
+    # the last answers
+    *_recent("user", 10, "recent"),
+    *_recent("user", 30, "recent"),
+    *_recent("user", 50, "recent", surplus=True),
+    *_recent("user", 100, "recent", surplus=True),
+    _line(
+        "fading_log_odds", "recent", LOG_ODDS, "user.fading user.faded",
+        "log-odds, an answer weighs 0.9 of the next: RPFA",
+    ),
+    _line(
+        "concept_fading_log_odds", "recent", LOG_ODDS, "concept.fading concept.faded",
+        "log-odds on its concepts, an answer weighs 0.9 of the next: RPFA",
+    ),
+    _line("run", "recent", VALUE, "trace.run", "right answers in a row (wrong ones: negative)"),
+    _line("last_4", "recent", VALUE, "trace.ngram", "the last 4 answers as a number of base 3, newest last"),
+    # forgetting: what happened how long ago
+    *(feature for window in ("10min", "hour", "day", "week", "month") for feature in _window("user", window)),
+    *(feature for window in ("hour", "day", "week", "month") for feature in _window("concept", window)),
+    # time
+    _line("lag_log", "time", LOG_MS, "trace.lag", "log(1 + seconds since the last visible row), -1 unknown"),
+    _line(
+        "previous_elapsed_log", "time", LOG_MS, "trace.elapsed_0",
         "log(1 + seconds between the last two visible rows), -1 unknown",
     ),
-)
-NUMBER_NAMES: Final = tuple(feature.name for feature in FEATURES)
-VERSIONS: Final = tuple(f"{feature.name}@{feature.version}" for feature in FEATURES)
+    _line("lag_capped", "time", CAPPED, "trace.lag", "seconds since the last visible row, at most 600, -1 unknown"),
+    _line(
+        "previous_elapsed_capped", "time", CAPPED, "trace.elapsed_0",
+        "seconds between the last two visible rows, at most 600, -1 unknown",
+    ),
+    _line("elapsed_2_log", "time", LOG_MS, "trace.elapsed_1", "the same, one row earlier"),
+    _line("elapsed_3_log", "time", LOG_MS, "trace.elapsed_2", "the same, two rows earlier"),
+    _line("tempo", "time", MEAN, "trace.tempo trace.timed", "mean log ratio of time spent and expected time"),
+    _line("last_tempo", "time", VALUE, "trace.last_tempo", "log ratio of the last time spent and the expected one"),
+    _line("hour_sin", "time", VALUE, "row.hour_sin", "sine of the hour (UTC)"),
+    _line("hour_cos", "time", VALUE, "row.hour_cos", "cosine of the hour (UTC)"),
+    _line("weekend", "time", VALUE, "row.weekend", "1 on Saturday and Sunday (UTC)"),
+    _line("session_count", "session", LOG_COUNT, "trace.session_seen", "log(1 + rows of the session)"),
+    _line(
+        "session_log_odds", "session", LOG_ODDS, "trace.session_right trace.session_graded",
+        "smoothed log-odds of the session's answers",
+    ),
+    _line("session_time", "session", LOG_MS, "trace.session_ms", "log(1 + seconds since the session began)"),
+    _line("sessions", "session", LOG_COUNT, "trace.sessions", "log(1 + sessions so far)"),
+    # cycles: passes of a test
+    _line("pass_number", "cycle", VALUE, "pass.number", "earlier full passes of the test: 0 is the first"),
+    _line("pass_place", "cycle", VALUE, "pass.place", "answers of the running pass"),
+    _line("pass_right", "cycle", VALUE, "pass.right", "right answers of the running pass"),
+    _line("pass_log_odds", "cycle", LOG_ODDS, "pass.right pass.graded", "smoothed log-odds of the running pass"),
+    # the reference's aggregates over (user, UTC day, test) cycles
+    *_aggregates("user", "user", "of the student"),
+    *_aggregates("user_head", "head", "of the student in the head"),
+    *(feature for rows in (10, 30, 50, 100) for feature in _recent("head", rows, "aggregate")),
+    _line("day_cycle_count", "aggregate", LOG_COUNT, "day.seen", "log(1 + rows of today's cycle of the test)"),
+    _line("day_cycle_right", "aggregate", LOG_COUNT, "day.right", "log(1 + right answers of that cycle)"),
+    _line("day_cycle_log_odds", "aggregate", LOG_ODDS, "day.right day.graded", "smoothed log-odds of that cycle"),
+    _line("day_cycle_time", "aggregate", LOG_MS, "day.span", "log(1 + seconds of that cycle so far)"),
+    # ratings and likeness
+    _line("elo_user", "elo", VALUE, "elo.user", "Elo rating of the student against fitted easiness"),
+    _line("elo_concept", "elo", VALUE, "elo.concept", "mean Elo rating of the student in the question's concepts"),
+    _line("elo_logit", "elo", VALUE, "elo.logit", "both ratings and the question's easiness together"),
+    _line(
+        "similar_surplus", "similar", MEAN, "similar.record user.graded",
+        "answer minus expected rate, weighted by the likeness of the questions",
+    ),
+    _line("similar_share", "similar", MEAN, "similar.likeness user.graded", "mean likeness of the answered questions"),
+)  # fmt: skip
+GROUPS: Final = tuple(dict.fromkeys(feature.group for feature in FEATURES))
+FEATURE: Final = {feature.name: feature for feature in FEATURES}
+
+DATA: Final = {
+    "time": "timestamps",
+    "shown": "times of showing (timestamp_is: shown)",
+    "test": "tests",
+    "concepts": "concepts",
+    "head": "ids of the form A + 3 x 3 digits",
+}
 
 
-def numbers(past: Past) -> npt.NDArray[np.float32]:
-    """All features of the query rows, float32 [Q, F]."""
-    out = np.empty((len(past.query_visible), len(FEATURES)), np.float32)
-    for column, feature in enumerate(FEATURES):
-        out[:, column] = feature.compute(past)
-    return out
+def choose(groups: Sequence[str], facts: frozenset[str]) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The features that are on, and why the others are not.
+
+    Args:
+        groups: groups that are wanted; `core` is on anyway.
+        facts: what the data have: some of DATA.
+
+    Returns:
+        names in the order of FEATURES, and name -> reason.
+    """
+    off: dict[str, str] = {}
+    for feature in FEATURES:
+        missing = sorted(feature.needs - facts)
+        if feature.group != CORE and feature.group not in groups:
+            off[feature.name] = f"group {feature.group} is switched off"
+        elif feature.group != CORE and missing:
+            off[feature.name] = f"the data have no {DATA[missing[0]]}"
+    return tuple(feature.name for feature in FEATURES if feature.name not in off), off
+
+
+def versions(names: Sequence[str]) -> tuple[str, ...]:
+    """`name@version` of features."""
+    return tuple(f"{name}@{FEATURE[name].version}" for name in names)
+
+
+VERSIONS: Final = versions(tuple(FEATURE))  # of all features: part of what a dataset is made from

@@ -13,12 +13,13 @@ from typing import ClassVar, Final, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dkt_ray.config import build
 from dkt_ray.data.history import Int64, ranges
+from dkt_ray.data.windows import WindowConfig
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import PADDING, Rows, SequenceBatch
 from dkt_ray.features.collate import FlatRows, Scale, batches, collate, flatten, segments
@@ -39,6 +40,8 @@ class SequenceConfig(ModelConfig):
     """Width of the concept embedding (mean over the concepts of a question)."""
     context: int = Field(default=100, gt=0)
     """C: at position t the network sees rows from (floor(t / C) - 1) * C to t."""
+    windows: WindowConfig = WindowConfig()
+    """What training reads at once; validation and scoring follow the context rule."""
     width: int = Field(default=64, gt=0)
     """D: width of the hidden layers."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
@@ -59,6 +62,13 @@ class SequenceConfig(ModelConfig):
     epochs: int = Field(default=10, gt=0)
     patience: int = Field(default=3, gt=0)
     """Epochs without a better validation AUC before training stops."""
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        length = self.windows.length
+        if length is not None and length > 2 * self.context:
+            raise ValueError(f"windows.length {length} is more than the {2 * self.context} rows that scoring reads")
+        return self
 
 
 class Inputs(NamedTuple):

@@ -113,6 +113,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     started = time.monotonic()
     files = open_store(config.store).child(folder(config.dataset))
     inputs = inspect(config.data)
+    config = _as_the_format_says(config, inputs)
     split = read_split(config.data)
     engine = choose(config.engine, inputs.text_bytes, config.local_bytes)
     with lease(files, f"dataset {config.dataset!r}"):
@@ -131,6 +132,14 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         "engine": engine.name,
         "reused": reused,
     }
+
+
+def _as_the_format_says(config: PrepareConfig, inputs: Inputs) -> PrepareConfig:
+    """What the timestamps tell, where the format of the files knows it and nobody has set it."""
+    if inputs.timestamp_is is None or "timestamp_is" in config.encoder.model_fields_set:
+        return config
+    encoder = config.encoder.model_copy(update={"timestamp_is": inputs.timestamp_is})
+    return config.model_copy(update={"encoder": encoder})
 
 
 def _find(files: Store) -> Found:
@@ -254,7 +263,7 @@ def _prepare(
     with clock.of("count"):
         buckets = stages.count_buckets(resuming, buckets, divided, plan.old, files)
     with clock.of("fit"):
-        fitted = stages.fit_state(resuming, buckets, divided, config.encoder, files)
+        fitted = stages.fit_state(resuming, buckets, divided, config.encoder, plan.new.timed, files, work)
     stages.warn_of_structure(fitted.state)
     manifest = _manifest(config, plan, shards, buckets, divided, fitted, rejected, clock.seconds)
     _switch(files, manifest, found, config.dataset)

@@ -33,6 +33,8 @@ from dkt_ray.features.chunks import encode_chunks
 from dkt_ray.features.dataset import Bucket
 from dkt_ray.features.difficulty import Counts, count
 from dkt_ray.features.difficulty import merge as add_counts
+from dkt_ray.features.encoder import encode
+from dkt_ray.features.profile import Profile, merge_profiles, profile
 from dkt_ray.features.state import EncoderConfig, EncoderState, Moments, fit, moments
 from dkt_ray.features.structure import consistent
 from dkt_ray.storage import Store
@@ -200,15 +202,33 @@ def _count_bucket(item: dict[str, Any], files: Store) -> dict[str, Any]:
 
 
 def fit_state(
-    engine: Engine, buckets: Sequence[Bucket], divided: Divided, config: EncoderConfig, files: Store
+    engine: Engine,
+    buckets: Sequence[Bucket],
+    divided: Divided,
+    config: EncoderConfig,
+    timed: bool,
+    files: Store,
+    work: Store,
 ) -> Fitted:
-    """Fit the encoder on the training rows of all buckets: counts, then what needs the counts, then the scale."""
-    state = fit([_total([bucket.counts for bucket in buckets], files)], config)
+    """Fit the encoder on the training rows of all buckets: counts, then profiles (they need counts), then the scale.
+
+    Args:
+        timed: whether rows have timestamps.
+    """
+    counts = _total([bucket.counts for bucket in buckets], files)
     items = [
-        {"histories": bucket.histories, "fold": fold.tolist(), "cut": cut.tolist()}
-        for bucket, (fold, cut) in zip(buckets, divided.buckets, strict=True)
+        {"bucket": number, "histories": bucket.histories, "fold": fold.tolist(), "cut": cut.tolist()}
+        for number, (bucket, (fold, cut)) in enumerate(zip(buckets, divided.buckets, strict=True))
     ]
-    # A further pass over the buckets that needs the counts goes here: a task like `_measure_bucket`, and an addition.
+    profiling = partial(
+        _profile_bucket,
+        counts=engine.share(counts),
+        submitted=config.timestamp_is == "submitted",
+        files=files,
+        work=work,
+    )
+    profiles = [report["profile"] for report in engine.run(profiling, items, "profile questions")]
+    state = fit([counts], config, [_total_profile(profiles, work)], timed)
     task = partial(_measure_bucket, state=engine.share(state), files=files)
     state = state.with_scaler(_sum_moments(engine.run(task, items, "measure numbers")))
     with tempfile.TemporaryDirectory() as local:
@@ -227,16 +247,35 @@ def _total(keys: Sequence[str], files: Store) -> Counts:
     return total[0]
 
 
+def _profile_bucket(
+    item: dict[str, Any], counts: Callable[[], Counts], submitted: bool, files: Store, work: Store
+) -> dict[str, Any]:
+    histories, fold = _trained(item, files)
+    key = f"profiles/b={item['bucket']:03d}.parquet"
+    work.write_table(key, profile(histories, fold, counts(), submitted).to_table())
+    return {"profile": key}
+
+
+def _total_profile(keys: Sequence[str], work: Store) -> Profile:
+    """The profiles of all buckets, two in memory at one time."""
+    total = Profile.empty()
+    for key in keys:
+        total = merge_profiles([total, Profile.from_table(work.read_table(key))])
+    return total
+
+
 def _measure_bucket(item: dict[str, Any], state: Callable[[], EncoderState], files: Store) -> dict[str, Any]:
     histories, fold = _trained(item, files)
-    nothing = Moments(0, np.zeros(len(state().number_names), np.int64), np.zeros(len(state().number_names), np.int64))
-    parts = (moments(rows) for _, rows in encode_chunks(histories, fold, state()))
-    found = functools.reduce(operator.add, parts, nothing)
-    return {"count": found.count, "sums": found.sums.tolist(), "squares": found.squares.tolist()}
+    fitted = state()
+    nothing = moments(encode(histories.select(np.empty(0, np.int64)), None, fitted).past)
+    found = functools.reduce(
+        operator.add, (moments(rows) for _, rows in encode_chunks(histories, fold, fitted)), nothing
+    )
+    return {name: np.asarray(value).tolist() for name, value in vars(found).items()}
 
 
 def _sum_moments(reports: Iterator[dict[str, Any]]) -> Moments:
-    each = (Moments(r["count"], np.array(r["sums"], np.int64), np.array(r["squares"], np.int64)) for r in reports)
+    each = (Moments(r.pop("count"), **{name: np.array(r[name], np.int64) for name in r}) for r in reports)
     return functools.reduce(operator.add, each)
 
 

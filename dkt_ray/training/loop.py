@@ -1,7 +1,7 @@
 """The training loop of the sequence families: plain torch, resumable, and the same curve from the same seed.
 
-Every epoch draws its batches and its dropout from (seed, epoch) alone, so a resumed run needs no generator state and
-continues exactly where the checkpoint stands.
+Every epoch draws its windows, its batches and its dropout from (seed, epoch) alone, so a resumed run needs no generator
+state and continues exactly where the checkpoint stands.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dkt_ray.data.history import Int64
+from dkt_ray.data.windows import draw
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID, Rows, SequenceBatch
-from dkt_ray.features.collate import FlatRows, batches, collate, segments
+from dkt_ray.features.collate import FlatRows, batches, collate, interactions, segments, window_segments
 from dkt_ray.metrics import auc
 from dkt_ray.models.base import ModelConfig
 from dkt_ray.models.layers import Inputs, Network, SequenceConfig
@@ -56,11 +57,32 @@ class Part:
     rows: Rows
     flat: FlatRows
     segments: Int64  # [S, 4]
+    order: Tensor | None = None  # [R] rows that the segments point to; None: the rows themselves
 
     @classmethod
-    def of(cls, rows: Rows, network: Network, device: torch.device) -> Part:
-        """Flatten once; every position is a target."""
+    def validation(cls, rows: Rows, network: Network, device: torch.device) -> Part:
+        """Flatten once; every position is a target under the context rule."""
         return cls(rows, network.flatten(rows).to(device), segments(rows, rows, network.config.context))
+
+    @classmethod
+    def training(cls, rows: Rows, network: Network, device: torch.device, epoch: int) -> Part:
+        """Flatten once; the windows are those of the epoch."""
+        return cls(rows, network.flatten(rows).to(device), np.empty((0, 4), np.int64)).redrawn(network.config, epoch)
+
+    def redrawn(self, config: SequenceConfig, epoch: int) -> Part:
+        """The same rows in the windows of the epoch.
+
+        Raises:
+            TrainingError: no window holds a known answer.
+        """
+        windows = draw(interactions(self.rows), config.windows, config.context, config.seed, epoch)
+        if self.rows.rows and not len(windows.user):
+            raise TrainingError(
+                f"windows.strategy {config.windows.strategy} finds no window with a known answer in {self.rows.rows} "
+                f"training rows (windows.test_users is {config.windows.test_users}); choose another strategy"
+            )
+        order = torch.from_numpy(windows.order).to(self.flat.ids.device)
+        return replace(self, segments=window_segments(windows, self.rows), order=order)
 
 
 def train(
@@ -74,7 +96,7 @@ def train(
     """Train a network; see `training.fit.fit`.
 
     Raises:
-        TrainingError: the loss is not a number any more.
+        TrainingError: the loss is not a number any more, or no window holds a known answer.
         ConfigError: the checkpoint belongs to other settings.
     """
     assert isinstance(config, SequenceConfig)
@@ -85,9 +107,11 @@ def train(
         run = Run(network, torch.optim.AdamW(parameter_groups(network, config)))
         if checkpoint is not None:
             restore(run, checkpoint)
-        training = Part.of(data.train, network, device)
-        validation = Part.of(data.valid, network, device) if data.valid is not None else None
+        training = Part.training(data.train, network, device, len(run.curve))
+        validation = Part.validation(data.valid, network, device) if data.valid is not None else None
         while not _finished(run, config, iterations):
+            if config.windows.redrawn:
+                training = training.redrawn(config, len(run.curve))
             progress = _epoch(run, training, validation)
             if iterations is not None or improves(progress, run.curve[run.best_epoch - 1] if run.curve else None):
                 run.best, run.best_epoch = _copy(network), progress.iteration
@@ -181,7 +205,7 @@ def restore(run: Run, folder: Path) -> None:
 
 
 def _epoch(run: Run, training: Part, validation: Part | None) -> Progress:
-    """One pass over the training segments, then the validation AUC."""
+    """One pass over the training windows, then the validation AUC."""
     network, config, epoch = run.network, run.network.config, len(run.curve)
     started = time.perf_counter()
     torch.manual_seed((config.seed << 20) + epoch + 1)
@@ -190,7 +214,7 @@ def _epoch(run: Run, training: Part, validation: Part | None) -> Progress:
     steps = list(batches(training.segments, config.batch_rows, np.random.default_rng([config.seed, epoch])))
     for number, parts in enumerate(steps):
         rate = learning_rate(config, (epoch + number / len(steps)) / config.epochs)
-        batch = collate(training.flat, training.flat, parts)
+        batch = collate(training.flat, training.flat, parts, training.order)
         loss = _step(run, hide_ids(batch, config.unknown_share), rate)
         if not math.isfinite(loss):
             raise TrainingError(

@@ -10,7 +10,7 @@ from dkt_ray.config import Config
 from dkt_ray.data.history import Coded, Histories, Targets
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.chunks import encode_users
-from dkt_ray.features.encoder import EncoderConfig, EncoderState, count, encode, fit, moments
+from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories, moments
 from dkt_ray.models.base import Model, ModelSpec, Probabilities
 from dkt_ray.training.fit import TrainingData
 
@@ -66,7 +66,7 @@ class World:
     def of(cls, histories: Histories, config: EncoderConfig | None = None) -> World:
         """Encode each fold with the state that leaves it out."""
         fold = (np.arange(len(histories.users)) % 3).astype(np.int8)
-        state = fit([count(histories, fold)], config or EncoderConfig())
+        state = fit_histories(histories, fold, config or EncoderConfig())
         valid = encode(histories.select(np.flatnonzero(fold == 2)), None, state.excluding(2)).past
         users = np.concatenate([np.flatnonzero(fold == k) for k in range(2)])
         train = encode_users(histories.select(users), fold[users], state)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dkt_ray.data.history import Coded, Histories, Targets
-from dkt_ray.features import student
+from dkt_ray.features import encoder, plan, quantities
 from dkt_ray.features.batch import Rows
-from dkt_ray.features.encoder import EncoderConfig, EncoderState, count, encode, fit
+from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories
 from dkt_ray.schema import UNKNOWN
 
 SWITCHES = list(itertools.product(("shown", "submitted"), ("none", "test_run"), (True, False)))
@@ -46,15 +46,15 @@ def random_histories(seed: int, users: int, longest: int = 14, timed: bool = Tru
 def fitted(timestamp_is: str, bundle: str, timed: bool) -> EncoderState:
     train = random_histories(5, 40, timed=timed)
     config = EncoderConfig(timestamp_is=timestamp_is, bundle=bundle, use_time=timed, min_count=3)
-    return fit([count(train, (np.arange(40) % 3).astype(np.int8))], config)
+    return fit_histories(train, (np.arange(40) % 3).astype(np.int8), config)
 
 
 def same(left: Rows, right: Rows, rows: slice = slice(None)) -> None:
     """Bit-equal in everything that a model may read."""
     for name in left.ids:
         np.testing.assert_array_equal(left.ids[name][rows], right.ids[name][rows], err_msg=name)
-    for column, name in enumerate(student.NUMBER_NAMES):
-        np.testing.assert_array_equal(left.numbers[rows, column], right.numbers[rows, column], err_msg=name)
+    unequal = (left.numbers[rows] != right.numbers[rows]).any(0)
+    assert not unequal.any(), f"numeric columns {np.flatnonzero(unequal)}"
     for name in ("concepts", "position", "visible"):
         np.testing.assert_array_equal(getattr(left, name)[rows], getattr(right, name)[rows], err_msg=name)
 
@@ -182,26 +182,29 @@ def targets_at(targets: Targets, index: int) -> Targets:
 # Tests of the tests: leaks that the property above must catch.
 
 
-def _reads_current_answer(past: student.Past) -> np.ndarray:
-    row = np.minimum(past.query_start + past.query_visible, len(past.correct) - 1)
+def _reads_current_answer(past: quantities.Past) -> np.ndarray:
+    row = np.minimum(_start(past) + past.query_visible, len(past.correct) - 1)
     return past.correct[row].astype(float)
 
 
-def _mean_over_whole_history(past: student.Past) -> np.ndarray:
+def _mean_over_whole_history(past: quantities.Past) -> np.ndarray:
     lengths = np.diff(past.offsets)
     total = np.add.reduceat(np.append(past.correct, 0).astype(float), past.offsets[:-1])
     return np.repeat(np.where(lengths > 0, total / np.maximum(lengths, 1), 0), np.diff(past.query_offsets))
 
 
-def _own_time(past: student.Past) -> np.ndarray:
-    assert past.timestamp is not None
-    row = np.minimum(past.query_start + past.query_visible, len(past.timestamp) - 1)
-    return (past.timestamp[row] % 10**6).astype(float)
+def _own_time(past: quantities.Past) -> np.ndarray:
+    row = np.minimum(_start(past) + past.query_visible, len(past.time) - 1)
+    return (past.time[row] % 10**6).astype(float)
 
 
-def _bundle_mates_answer(past: student.Past) -> np.ndarray:
-    row = np.arange(len(past.query_visible))  # queries are the past rows here: reads the row before, visible or not
+def _bundle_mates_answer(past: quantities.Past) -> np.ndarray:
+    row = np.arange(past.queries)  # queries are the past rows here: reads the row before, visible or not
     return np.where(row > 0, past.correct[np.maximum(row - 1, 0)], -1).astype(float)
+
+
+def _start(past: quantities.Past) -> np.ndarray:
+    return np.repeat(past.offsets[:-1], np.diff(past.query_offsets))
 
 
 @pytest.mark.parametrize(
@@ -217,8 +220,13 @@ def test_planted_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, leak, timesta
     state = fitted(timestamp_is, bundle, True)
     for seed in range(60):
         check_no_future(state, seed, True)  # clean as it is
-    planted = (*student.FEATURES[:-1], student.Feature("user_count", leak, "a planted leak"))
-    monkeypatch.setattr(student, "FEATURES", planted)
+
+    def leaky(past: quantities.Past, sources: tuple[quantities.Source, ...]) -> np.ndarray:
+        measured = quantities.measure(past, sources)
+        measured[:, plan.plan(state.number_names, encoder.READ).column["trace.run"]] = leak(past)
+        return measured
+
+    monkeypatch.setattr(plan, "measure", leaky)
 
     def search() -> None:
         for seed in range(60):
@@ -236,7 +244,7 @@ def test_no_statistic_of_a_fold_reaches_its_rows() -> None:
         train, correct=np.where(np.repeat(fold, train.lengths) == 1, 1, train.correct).astype(np.int8)
     )
     config = EncoderConfig(min_count=1)
-    before, after = (fit([count(h, fold)], config) for h in (train, flipped))
+    before, after = (fit_histories(h, fold, config) for h in (train, flipped))
     probe = random_histories(9, 6)
     same(encode(probe, None, before.excluding(1)).past, encode(probe, None, after.excluding(1)).past)
     changed = (

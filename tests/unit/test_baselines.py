@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 from dkt_ray import metrics
 from dkt_ray.data.history import Coded, Histories
 from dkt_ray.errors import InputError
-from dkt_ray.features.encoder import EncoderConfig, count, encode, fit
+from dkt_ray.features.encoder import EncoderConfig, encode, fit_histories
 from dkt_ray.schema import UNKNOWN
 from dkt_ray.training import baselines
 from dkt_ray.training.baselines import BASELINES, COUNTING_COLUMNS, out_of_fold
@@ -21,7 +21,7 @@ QUESTIONS = 40
 def encoded(histories, fold=None, bundle="none"):
     """Rows and the names of their numeric columns."""
     fold = np.zeros(len(histories.users), np.int8) if fold is None else fold
-    state = fit([count(histories, fold)], EncoderConfig(bundle=bundle))
+    state = fit_histories(histories, fold, EncoderConfig(bundle=bundle))
     return encode(histories, None, state).past, state.number_names
 
 
@@ -73,7 +73,7 @@ def test_one_pl_recovers_its_own_world():
     train, _, difficulty = rasch(300, seed=0, spread=0.7)
     score, truth, _ = rasch(200, seed=1, spread=0.7)
     fold = np.zeros(300, np.int8)
-    state = fit([count(train, fold)], EncoderConfig())
+    state = fit_histories(train, fold, EncoderConfig())
     past, new = encode(train, None, state).past, encode(score, None, state).past
     fitted = baselines._fit_one_pl(past, 2 + QUESTIONS)
     np.testing.assert_allclose(fitted.difficulty[2:], difficulty, atol=0.45)
@@ -127,7 +127,7 @@ def test_beats_guessing_where_there_is_something_to_learn(name):
 def test_a_row_reads_no_answer_of_its_own_or_later(name, bundle):
     histories = random_histories(np.random.default_rng(7), 30, tests=2)
     fold = (np.arange(30) % 2).astype(np.int8)
-    state = fit([count(histories, fold)], EncoderConfig(bundle=bundle))
+    state = fit_histories(histories, fold, EncoderConfig(bundle=bundle))
     correct = histories.correct.copy()
     owner = np.repeat(np.arange(30), histories.lengths)
     middle = histories.offsets[:-1] + histories.lengths // 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dkt_ray.cli import JOBS
+from scripts import features_doc
 from scripts.file_tree import entries, written
 from scripts.size_report import long_functions
 
@@ -30,6 +31,10 @@ def files() -> list[str]:
 
 def test_the_file_tree_of_the_readme_is_up_to_date():
     assert written(text("README.md")) == text("README.md"), "run: python scripts/file_tree.py"
+
+
+def test_the_features_document_is_made_from_the_table():
+    assert features_doc.PATH.read_text(encoding="utf-8") == features_doc.text(), "run: python scripts/features_doc.py"
 
 
 def test_every_module_says_in_one_line_what_it_is():

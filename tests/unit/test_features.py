@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dkt_ray.config import build
 from dkt_ray.data.history import Coded, Histories
-from dkt_ray.errors import BundleError, InputError
+from dkt_ray.errors import BundleError, ConfigError, InputError
 from dkt_ray.features.batch import UNKNOWN_ID
 from dkt_ray.features.difficulty import count, merge
-from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit, moments
+from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit, fit_histories, moments
+from dkt_ray.features.restated import AGGREGATES, ROW_FEATURES, collapsed
 from dkt_ray.features.structure import consistent, decompose, implied_test
-from dkt_ray.features.student import FEATURES, NUMBER_NAMES
+from dkt_ray.features.student import FEATURE, FEATURES
 from dkt_ray.schema import UNKNOWN
 
 
@@ -32,8 +34,12 @@ SIX = history([1, 0, 1, UNKNOWN, 1, 0], list("abacab"), ["1", "2", "1", "1_2", "
 
 
 def column(histories: Histories, name: str, **config: object) -> np.ndarray:
-    state = fit([count(histories, np.zeros(len(histories.users), np.int8))], EncoderConfig(min_count=1, **config))
-    return encode(histories, None, state).past.numbers[:, NUMBER_NAMES.index(name)]
+    state = fitted(histories, min_count=1, **config)
+    return encode(histories, None, state).past.numbers[:, state.number_names.index(name)]
+
+
+def fitted(histories: Histories, **config: object) -> EncoderState:
+    return fit_histories(histories, np.zeros(len(histories.users), np.int8), EncoderConfig(**config))
 
 
 def test_running_counts_by_hand() -> None:
@@ -54,29 +60,32 @@ def test_running_log_odds_by_hand() -> None:
 def test_times_by_hand() -> None:
     submitted = column(SIX, "previous_elapsed_log")
     np.testing.assert_allclose(submitted, [-1, -1, *np.log1p([10, 5, 5, 60])], rtol=1e-6)
-    assert (column(SIX, "lag_log") == -1).all(), "with `submitted` a row does not know its own time"
+    assert "lag_log" not in fitted(SIX).number_names, "with `submitted` a row does not know its own time"
+    assert fitted(SIX).switched_off["lag_log"] == "the data have no times of showing (timestamp_is: shown)"
     np.testing.assert_allclose(
         column(SIX, "lag_log", timestamp_is="shown"), [-1, *np.log1p([10, 5, 5, 60, 1e6 - 80])], rtol=1e-6
     )
-    assert (column(SIX, "lag_log", timestamp_is="shown", use_time=False) == -1).all()
+    untimed = fitted(SIX, timestamp_is="shown", use_time=False)
+    assert not any("time" in FEATURE[name].needs for name in untimed.number_names)
+    assert untimed.switched_off["tempo"] == "the data have no timestamps"
 
 
 def test_difficulty_backs_off_from_question_to_overall() -> None:
-    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1, smoothing=10))
+    state = fitted(SIX, min_count=1, smoothing=10)
     unseen = history([1, 1], ["new", "new"], ["nowhere", "1"], [0, 1])
     rows = encode(unseen, None, state).past
     overall = np.log(state.base_rate / (1 - state.base_rate))
-    named = dict(zip(NUMBER_NAMES, rows.numbers.T, strict=True))
+    named = dict(zip(state.number_names, rows.numbers.T, strict=True))
     assert named["concept_log_odds"][0] == pytest.approx(overall)  # unknown concept and head: the overall rate
     concept = (3 + 10 * state.base_rate) / (3 + 10)  # concept 1: rows 0, 2, 4, all right; row 3 is hidden
     assert named["concept_log_odds"][1] == pytest.approx(np.log(concept / (1 - concept)))
     test = (3 + 10 * concept) / (5 + 10)
-    assert named["question_log_odds"][1] == named["test_log_odds"][1] == pytest.approx(np.log(test / (1 - test)))
+    assert named["question_log_odds"][1] == pytest.approx(np.log(test / (1 - test)))
     assert (rows.ids["question"] == UNKNOWN_ID).all()
 
 
 def test_rare_ids_become_unknown_and_known_ids_never_do() -> None:
-    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=2))
+    state = fitted(SIX, min_count=2)
     ids = encode(SIX, None, state).past.ids["question"]
     np.testing.assert_array_equal(ids == UNKNOWN_ID, [q == "c" for q in "abacab"])
     assert ids.max() < state.sizes["question"]
@@ -94,7 +103,7 @@ def test_test_users_are_not_counted_and_counts_add_up() -> None:
 
 
 def test_state_round_trip(tmp_path: Path) -> None:
-    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1))
+    state = fitted(SIX, min_count=1)
     state = state.with_scaler(moments(encode(SIX, None, state).past))
     state.save(tmp_path)
     loaded = EncoderState.load(tmp_path)
@@ -102,7 +111,7 @@ def test_state_round_trip(tmp_path: Path) -> None:
     assert loaded.sizes == state.sizes
     np.testing.assert_array_equal(encode(SIX, None, loaded).past.numbers, encode(SIX, None, state).past.numbers)
     text = (tmp_path / "state.json").read_text()
-    (tmp_path / "state.json").write_text(text.replace('"version": 1', '"version": 0'))
+    (tmp_path / "state.json").write_text(text.replace('"version": 2', '"version": 0'))
     with pytest.raises(BundleError, match="version"):
         EncoderState.load(tmp_path)
     (tmp_path / "state.json").write_text(text.replace("user_count@1", "user_count@0"))
@@ -111,7 +120,7 @@ def test_state_round_trip(tmp_path: Path) -> None:
 
 
 def test_scaler_is_mean_and_standard_deviation_and_adds_up_exactly() -> None:
-    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1))
+    state = fitted(SIX, min_count=1)
     rows = encode(SIX, None, state).past
     whole = moments(rows)
     parts = [moments(rows.take(np.array(part), np.array([0, len(part)]))) for part in ([0, 1], [2, 3, 4, 5])]
@@ -128,7 +137,7 @@ def test_nothing_to_learn_from_is_said() -> None:
 
 
 def test_requests_get_test_and_concepts_of_known_questions_and_the_form_of_unknown_ones() -> None:
-    state = fit([count(SIX, np.zeros(1, np.int8))], EncoderConfig(min_count=1))
+    state = fitted(SIX, min_count=1)
     test, concepts = state.describe(Coded.of(["a", "c", "A050060007", "zz"]))
     assert test.strings().tolist() == ["t", "t", "A050000060", ""]
     assert concepts.strings().tolist() == ["1", "1_2", "", ""]
@@ -149,5 +158,54 @@ def test_id_decomposition() -> None:
 
 
 def test_every_feature_has_a_name_of_its_own_and_a_doc() -> None:
-    assert len(set(NUMBER_NAMES)) == len(FEATURES) >= 12
+    assert len(FEATURE) == len(FEATURES) >= 100
     assert all(feature.doc for feature in FEATURES)
+
+
+def test_what_the_reference_computed_has_a_column_here() -> None:
+    assert (len(ROW_FEATURES), len(AGGREGATES)) == (33, 13)
+    columns = {column for several in (*ROW_FEATURES.values(), *AGGREGATES.values()) for column in several if column}
+    assert columns <= set(FEATURE)
+    assert len(columns) == 48
+    assert collapsed()["user_count"] == ("UserCumtestnum", "quesCnt", "QuesCnt (user)")
+
+
+def test_a_group_is_switched_off_by_config_and_by_what_the_data_lack() -> None:
+    few = fitted(SIX, features=["recent", "elo"])
+    groups = {FEATURE[name].group for name in few.number_names}
+    assert groups == {"core", "recent", "elo"}
+    assert few.switched_off["lag_log"] == "group time is switched off"
+    plain = fitted(SIX)  # one test only, ids without heads
+    assert plain.switched_off["user_test_count"] == "the data have no tests"
+    assert plain.switched_off["user_head_count"].startswith("the data have no ids of the form")
+    assert encode(SIX, None, few).past.numbers.shape == (6, len(few.number_names))
+    with pytest.raises(ConfigError, match="no feature group 'foo'; expected some of core"):
+        build(EncoderConfig, {"features": ["foo"]})
+
+
+@pytest.mark.parametrize(
+    ("binning", "edges"),
+    [
+        ({"kind": "cap", "cap_s": 4}, [1, 2, 3, 4]),
+        ({"kind": "cut", "cap_s": 60, "bins": 3}, [20, 40, 60]),
+        ({"kind": "qcut", "cap_s": 60, "bins": 2}, [11]),  # times between rows: 5, 5, 10, 60 and a pause, capped
+    ],
+)
+def test_durations_are_binned_by_fixed_edges(binning: dict[str, object], edges: list[float]) -> None:
+    state = fitted(SIX, min_count=1, binning=binning)
+    assert state.edges.tolist() == edges
+    ids = encode(SIX, None, state).past.ids["previous_elapsed"]
+    np.testing.assert_array_equal(ids[:2], UNKNOWN_ID)
+    np.testing.assert_array_equal(ids[2:], 2 + np.searchsorted(edges, [10, 5, 5, 60], "right"))
+    zero = fitted(SIX, min_count=1, binning=binning | {"first_row": "zero"})
+    assert encode(SIX, None, zero).past.ids["previous_elapsed"][:2].tolist() == [2, 2]
+    assert ids.max() < state.sizes["previous_elapsed"]
+
+
+def test_scaling_by_range() -> None:
+    state = fitted(SIX, min_count=1, scaling="min_max")
+    rows = encode(SIX, None, state).past
+    scaled = state.with_scaler(moments(rows))
+    inside = (rows.numbers - scaled.mean) / scaled.std
+    assert inside.min() >= -1e-3
+    assert inside.max() <= 1 + 1e-3

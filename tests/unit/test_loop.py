@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dkt_ray.data.windows import STRATEGIES
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.batch import UNKNOWN_ID, SequenceBatch
 from dkt_ray.models.lstm_attention import LstmAttention, LstmAttentionConfig
@@ -152,6 +153,51 @@ def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path, last_epoch):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [loop.CHECKPOINT]
 
 
+def test_a_killed_run_of_random_windows_resumes_to_the_same_bits(data, tmp_path):
+    settings = config(epochs=3, patience=3, windows={"strategy": "random", "length": 8, "balanced": True})
+
+    def die(progress: Progress) -> None:
+        raise ProcessDiedError
+
+    with pytest.raises(ProcessDiedError):
+        train(data, settings, checkpoint=tmp_path, report=die)
+    again, straight = train(data, settings, checkpoint=tmp_path), train(data, settings)
+    assert timeless(again.curve) == timeless(straight.curve)
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(straight).items())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_trains_and_is_validated_under_the_context_rule(data, strategy):
+    settings = config(epochs=1, windows={"strategy": strategy, "tests": 2})
+    result = train(data, settings)
+    counted = loop.scored(data.valid)
+    scores = result.model.score(data.valid, data.valid)
+    assert loop.auc(data.valid.correct[counted], scores[counted]) == pytest.approx(result.auc, abs=1e-9)
+    default = train(data, config(epochs=1))
+    same = all(torch.equal(weights(default)[name], tensor) for name, tensor in weights(result).items())
+    assert same == (strategy == "context")
+
+
+def test_each_epoch_has_random_windows_of_its_own(data):
+    network = LstmAttention(config(windows={"strategy": "random"}), loop.Inputs.of(data.state))
+    first = loop.Part.training(data.train, network, torch.device("cpu"), 0)
+    again, second = (first.redrawn(network.config, epoch) for epoch in (0, 1))
+    assert np.array_equal(first.segments, again.segments)
+    assert not np.array_equal(first.segments, second.segments)
+    assert second.flat is first.flat  # nothing is copied
+
+
+def test_rows_without_any_window_are_an_error(data):
+    hidden = dataclasses.replace(data.train, correct=np.full_like(data.train.correct, -1))
+    with pytest.raises(TrainingError, match=r"strategy last finds no window with a known answer in \d+ training rows"):
+        train(TrainingData(hidden, None, data.state), config(epochs=1, windows={"strategy": "last"}))
+
+
+def test_windows_longer_than_what_scoring_reads_are_refused():
+    with pytest.raises(ValueError, match=r"windows\.length 17 is more than the 16 rows that scoring reads"):
+        config(windows={"length": 17})
+
+
 def test_a_finished_run_is_not_trained_again(data, tmp_path):
     settings = config(epochs=2)
     first = train(data, settings, checkpoint=tmp_path)
@@ -170,7 +216,7 @@ def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize("name", ["school", "previous_correct"])
 def test_a_column_that_cannot_be_embedded_is_named(data, name):
-    with pytest.raises(ConfigError, match=f"embeddings names '{name}'; a network may embed head, lag"):
+    with pytest.raises(ConfigError, match=f"embeddings names '{name}'; a network may embed head, hour, lag"):
         train(data, config(embeddings={name: 4}))
 
 

@@ -9,8 +9,8 @@ import pytest
 from dkt_ray.data.history import Coded, Histories
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
-from dkt_ray.features.encoder import EncoderConfig, count, fit
-from dkt_ray.features.student import NUMBER_NAMES
+from dkt_ray.features.encoder import EncoderConfig, fit_histories
+from dkt_ray.features.student import FEATURE
 
 ANSWERS = [1, 1, 0, 1, 1, 0, 1]
 
@@ -23,7 +23,7 @@ class Follows:
 
     def score(self, past: Any, targets: Any) -> np.ndarray:
         """Log-odds of the record, up or down."""
-        own = targets.numbers[:, NUMBER_NAMES.index("user_concept_log_odds")].astype(float)
+        own = targets.numbers[:, list(FEATURE).index("user_concept_log_odds")].astype(float)
         return 1 / (1 + np.exp(-self.sign * own))
 
 
@@ -38,7 +38,7 @@ def history() -> Histories:
 
 @pytest.mark.parametrize(("sign", "share"), [(1.0, 0.0), (-1.0, 1.0)])
 def test_direction(sign: float, share: float) -> None:
-    state = fit([count(history(), np.zeros(2, np.int8))], EncoderConfig(min_count=1))
+    state = fit_histories(history(), np.zeros(2, np.int8), EncoderConfig(min_count=1))
     scorer = Scorer(state, {"follows": Follows(sign)}, {"follows": 1.0})
     probes = {"1": ["a"], "2": ["b"]}
     assert lowered_share(scorer, history(), probes, sample=100, seed=0) == share

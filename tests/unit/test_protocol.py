@@ -6,7 +6,7 @@ import pytest
 
 from dkt_ray.data.history import Coded
 from dkt_ray.errors import ConfigError, InputError
-from dkt_ray.features.encoder import EncoderConfig, count, encode, fit
+from dkt_ray.features.encoder import EncoderConfig, encode, fit_histories
 from dkt_ray.training.protocol import (
     OOF_SCHEMA,
     EvaluationSet,
@@ -22,7 +22,7 @@ from tests.datasets import manifest
 
 HISTORIES = random_histories(np.random.default_rng(3), 25)
 FOLD = (np.arange(25) % 3).astype(np.int8)
-ROWS = encode(HISTORIES, None, fit([count(HISTORIES, FOLD)], EncoderConfig())).past
+ROWS = encode(HISTORIES, None, fit_histories(HISTORIES, FOLD, EncoderConfig())).past
 SCORES = np.random.default_rng(4).random(ROWS.rows)
 SCORED = scored_rows(ROWS, HISTORIES.users, FOLD, SCORES)
 

@@ -119,7 +119,7 @@ KINDS = ("hash", "population", "balanced", "temporal", "last_answer")
 
 
 def facts_of(rows: list[int], hidden: list[int] | None = None, before: list[int] | None = None) -> UserFacts:
-    """Users whose hidden answers, if any, are their last rows; by default half of all rows are before the split time."""
+    """Users whose hidden answers, if any, are their last rows; by default half of them are before the split time."""
     count = np.array(rows, np.int64)
     unknown = np.zeros_like(count) if hidden is None else np.array(hidden, np.int64)
     early = count // 2 if before is None else np.array(before, np.int64)

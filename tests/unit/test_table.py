@@ -83,7 +83,7 @@ def test_categories_never_seen_are_scored(data):
 
 
 def test_a_column_that_does_not_exist_is_named(data):
-    with pytest.raises(ConfigError, match="columns names 'school'; the encoder has head, lag"):
+    with pytest.raises(ConfigError, match="columns names 'school'; the encoder has head, hour, lag"):
         train(data, iterations=1, columns=("school",))
 
 

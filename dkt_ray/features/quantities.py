@@ -1,0 +1,340 @@
+"""What the features are computed from: named quantities of each row's visible past, made by a few sources.
+
+A source is one recursion of features/kernels.py (or a gather of fitted values) and fills a block of columns. Only the
+sources that the chosen features need are run.
+
+Legend: U users, N source rows, Q query rows, C concepts per row, P quantities, D sketch width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dkt_ray.data.history import Int8, Int32, Int64
+from dkt_ray.features import kernels
+from dkt_ray.features.kernels import BY_KEY, DAY_MS, MICRO, NEVER
+
+Floats = npt.NDArray[np.float64]
+
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+SESSION_MS: Final = 30 * MINUTE_MS  # a longer pause starts a new session
+PAUSE_MS: Final = 10 * MINUTE_MS  # a longer time between two rows is a pause, not the time spent on a question
+DECAY: Final = 0.9  # of RPFA's recency weights (Galyardt and Goldin 2015)
+ELO_RATE, ELO_SLOWING = 0.4, 0.05
+RECENT: Final = {"user": (5, 10, 20, 30, 50, 100), "head": (10, 30, 50, 100), "concept": (5,)}
+WINDOWS_MS: Final = {
+    "user": {"10min": 10 * MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS},
+    "concept": {"hour": HOUR_MS, "day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS},
+}
+KEYS: Final = ("user", "question", "test", "concept", "head", "position")
+# fitted per item, in the order of `ItemTable.values`
+FITTED: Final = (
+    *(f"{level}_log_odds" for level in ("question", "test", "concept", "head", "position")),
+    *(f"{level}_graded" for level in ("question", "test", "concept")),
+    *(f"{level}_right" for level in ("question", "test", "concept")),
+    *("test_size", "number", "easiness", "easiness_2pl", "discrimination", "expected_ms"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Source rows, and the query rows that ask about them."""
+
+    offsets: Int64  # [U + 1] of the source rows
+    keys: Mapping[str, Int32]  # [N, 1] or [N, C] call-local keys of the source rows, -1 = none; see KEYS
+    sizes: Mapping[str, int]  # number of distinct keys
+    items: Int64  # [N] row of the item's fitted values
+    correct: Int8  # [N]
+    surplus: Int64  # [N] answer - expected rate in 1e-6, 0 where hidden
+    timestamp: Int64 | None  # [N] ms
+
+    query_offsets: Int64  # [U + 1]
+    query_keys: Mapping[str, Int32]  # [Q, 1] or [Q, C]
+    query_items: Int64  # [Q]
+    query_visible: Int32  # [Q]
+    query_timestamp: Int64 | None  # [Q] ms: set only where a row may know its own time
+    order: Int64  # [Q] the queries of each user by what they see
+
+    fitted: Floats  # [items, len(FITTED)] values of the encoder's state
+    sketch: Floats  # [items, D]
+    submitted: bool  # timestamps are those of submission
+    base_rate: float  # overall rate of right answers among training users
+
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return len(self.query_visible)
+
+    @cached_property
+    def time(self) -> Int64:
+        """[N] timestamps, 0 where there are none."""
+        return np.zeros(len(self.correct), np.int64) if self.timestamp is None else self.timestamp
+
+    @cached_property
+    def own(self) -> Int64:
+        """[Q] the query's own time, -1 where it may not be known."""
+        return np.full(self.queries, -1, np.int64) if self.query_timestamp is None else self.query_timestamp
+
+    @cached_property
+    def now(self) -> Int64:
+        """[Q] the query's own time where it may be known, else that of its last visible row, -1 without one."""
+        if self.query_timestamp is not None:
+            return self.query_timestamp
+        if not len(self.correct):
+            return np.full(self.queries, -1, np.int64)
+        start = np.repeat(self.offsets[:-1], np.diff(self.query_offsets))
+        last = start + np.maximum(self.query_visible - 1, 0)
+        return np.where(self.query_visible > 0, self.time[np.minimum(last, len(self.time) - 1)], -1)
+
+
+class Source(NamedTuple):
+    """One recursion and the names of the columns that it fills."""
+
+    name: str
+    columns: tuple[str, ...]
+    fill: Callable[[Past, Floats], None]
+
+
+def _fitted(past: Past, out: Floats) -> None:
+    np.take(past.fitted, past.query_items, axis=0, out=out, mode="clip")
+
+
+def _row(past: Past, out: Floats) -> None:
+    now = past.now
+    out[:, 0] = past.query_visible
+    out[:, 1] = now
+    angle = (now % DAY_MS) * (2 * np.pi / DAY_MS)
+    known = now >= 0
+    out[:, 2] = np.where(known, np.sin(angle), 0.0)
+    out[:, 3] = np.where(known, np.cos(angle), 0.0)
+    out[:, 4] = np.where(known, (now // DAY_MS + 3) % 7 >= 5, 0.0)  # 1970-01-01 was a Thursday
+
+
+def _by_key(key: str, past: Past, out: Floats) -> None:
+    kernels.by_key(
+        past.keys[key],
+        past.correct,
+        past.surplus,
+        past.time,
+        past.offsets,
+        past.query_keys[key],
+        past.query_visible,
+        past.now,
+        past.query_offsets,
+        past.order,
+        past.sizes[key],
+        DECAY,
+        _numbers(RECENT.get(key, ())),
+        _numbers(WINDOWS_MS.get(key, {}).values()),
+        out,
+    )
+
+
+def _trace(past: Past, out: Floats) -> None:
+    expected = past.fitted[past.items, FITTED.index("expected_ms")] if len(past.items) else np.empty(0)
+    kernels.trace(
+        past.correct,
+        past.time,
+        expected,
+        0 if past.submitted else 1,
+        past.offsets,
+        past.query_visible,
+        past.own,
+        past.query_offsets,
+        past.order,
+        SESSION_MS,
+        PAUSE_MS,
+        out,
+    )
+
+
+def _passes(past: Past, out: Floats) -> None:
+    size = past.fitted[:, FITTED.index("test_size")].astype(np.int64)
+    kernels.passes(
+        past.keys["test"][:, 0],
+        size[past.items],
+        past.correct,
+        past.offsets,
+        past.query_keys["test"][:, 0],
+        size[past.query_items],
+        past.query_visible,
+        past.query_offsets,
+        past.order,
+        past.sizes["test"],
+        out,
+    )
+
+
+def _day_cycles(past: Past, out: Floats) -> None:
+    kernels.day_cycles(
+        past.keys["test"][:, 0],
+        past.keys["head"][:, 0],
+        past.correct,
+        past.time,
+        past.offsets,
+        past.query_keys["test"][:, 0],
+        past.query_keys["head"][:, 0],
+        past.query_visible,
+        past.now,
+        past.query_offsets,
+        past.order,
+        past.sizes["test"],
+        past.sizes["head"],
+        out,
+    )
+
+
+def _elo(past: Past, out: Floats) -> None:
+    easiness = past.fitted[:, FITTED.index("easiness")]
+    kernels.elo(
+        past.keys["concept"],
+        easiness[past.items],
+        past.correct,
+        past.offsets,
+        past.query_keys["concept"],
+        easiness[past.query_items],
+        past.query_visible,
+        past.query_offsets,
+        past.order,
+        past.sizes["concept"],
+        ELO_RATE,
+        ELO_SLOWING,
+        out,
+    )
+
+
+def _similar(past: Past, out: Floats) -> None:
+    kernels.similar(
+        past.items,
+        past.sketch,
+        past.correct,
+        past.surplus,
+        past.offsets,
+        past.query_items,
+        past.query_visible,
+        past.query_offsets,
+        past.order,
+        out,
+    )
+
+
+def _of_key(key: str) -> Source:
+    recent = (f"recent_{n}_{what}" for n in RECENT.get(key, ()) for what in ("graded", "right", "surplus"))
+    windows = (f"{name}_{what}" for name in WINDOWS_MS.get(key, {}) for what in ("seen", "graded", "right"))
+    return Source(key, (*BY_KEY, *recent, *windows), partial(_by_key, key))
+
+
+SOURCES: Final = (
+    Source("item", FITTED, _fitted),
+    Source("row", ("visible", "now", "hour_sin", "hour_cos", "weekend"), _row),
+    *(_of_key(key) for key in KEYS),
+    Source(
+        "trace",
+        (
+            *("lag", "elapsed_0", "elapsed_1", "elapsed_2", "ngram", "run", "session_seen", "session_graded"),
+            *("session_right", "session_ms", "sessions", "timed", "tempo", "last_tempo"),
+        ),
+        _trace,
+    ),
+    Source("pass", ("number", "place", "graded", "right"), _passes),
+    Source(
+        "day",
+        (
+            *("user_cycles", "user_interval", "user_gap", "head_cycles", "head_interval", "head_gap"),
+            *("seen", "graded", "right", "span"),
+        ),
+        _day_cycles,
+    ),
+    Source("elo", ("user", "concept", "logit"), _elo),
+    Source("similar", ("likeness", "record"), _similar),
+)
+# What a quantity needs of the data: of a whole source, or of a single column.
+_TIMED: Final = (
+    "now",
+    "hour",
+    "weekend",
+    "lag",
+    "elapsed",
+    "session",
+    "timed",
+    "tempo",
+    "last_ms",
+    "first_ms",
+    "last_tempo",
+)
+NEEDS: Final = {
+    "test": "test",
+    "pass": "test",
+    "day": "test",
+    "concept": "concepts",
+    "head": "head",
+    "position": "head",
+}
+
+
+def needs(quantity: str) -> frozenset[str]:
+    """What the data must have for a quantity to mean something: some of time, shown, test, concepts, head."""
+    source, _, column = quantity.partition(".")
+    needed = {NEEDS[source]} if source in NEEDS else set()
+    level = column.partition("_")[0]
+    if source == "item" and level in ("test", "concept", "head", "position"):
+        needed.add({"concept": "concepts", "position": "head"}.get(level, level))
+    windows = {name for names in WINDOWS_MS.values() for name in names}
+    if source == "day" or column.startswith(_TIMED) or column == "expected_ms" or level in windows:
+        needed.add("time")
+    if quantity == "trace.lag":
+        needed.add("shown")
+    if source == "item" and column == "number":
+        needed.add("head")
+    return frozenset(needed)
+
+
+def used(quantities: Iterable[str]) -> tuple[tuple[Source, ...], dict[str, int]]:
+    """The sources that make the given quantities, and the column of every quantity of these sources."""
+    wanted = {quantity.partition(".")[0] for quantity in quantities}
+    sources = tuple(source for source in SOURCES if source.name in wanted)
+    names = [f"{source.name}.{column}" for source in sources for column in source.columns]
+    return sources, {name: place for place, name in enumerate(names)}
+
+
+def measure(past: Past, sources: tuple[Source, ...]) -> Floats:
+    """The quantities of all query rows, [Q, P]."""
+    out = np.empty((past.queries, sum(len(source.columns) for source in sources)))
+    place = 0
+    for source in sources:
+        stop = place + len(source.columns)
+        source.fill(past, out[:, place:stop])
+        place = stop
+    return out
+
+
+@cache
+def _frozen(values: tuple[int, ...]) -> Int64:
+    return np.array(values, np.int64)
+
+
+def _numbers(values: Iterable[int]) -> Int64:
+    return _frozen(tuple(values))
+
+
+__all__ = [
+    "FITTED",
+    "HOUR_MS",
+    "KEYS",
+    "MICRO",
+    "NEEDS",
+    "NEVER",
+    "SOURCES",
+    "Past",
+    "Source",
+    "measure",
+    "needs",
+    "used",
+]
