@@ -230,8 +230,8 @@ def _sketches(
 
 @numba.njit(cache=True, nogil=True)
 def _durations(
-    question: Int32, correct: Int8, offsets: Int64, time: Int64, fold: Int8, questions: int, submitted: bool, edges: Int64,
-    values: Int64, column: int, lags: Int64,
+    question: Int32, correct: Int8, offsets: Int64, time: Int64, fold: Int8, questions: int, submitted: bool,
+    edges: Int64, values: Int64, column: int, lags: Int64,
 ) -> None:  # fmt: skip
     """Right answers by the time spent on them, and all times between rows."""
     for user in range(len(offsets) - 1):
