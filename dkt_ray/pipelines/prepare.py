@@ -66,7 +66,8 @@ class PrepareConfig(Config):
     """local: in this process, without Ray; ray: through Ray Data; auto: local for a small input where no cluster is
     attached. A submitted job always takes ray."""
     local_bytes: int = Field(LOCAL_BYTES, ge=0)
-    """With engine=auto: size of the input, as plain text, up to which it is prepared locally."""
+    """With engine=auto: size of the input, as plain text, up to which it is prepared locally. Measured on 2 cores, with
+    the start of Ray: 131 MB here 9 s, through Ray 14 s; 1.1 GB 87 s and 71 s."""
 
 
 class Plan(NamedTuple):

@@ -67,7 +67,7 @@ def test_nothing_depends_on_the_number_of_buckets(logs, tmp_path):
         assert np.array_equal(left.open_vault("t").rows.numbers, right.open_vault("t").rows.numbers)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 10**6), files=st.integers(1, 5), buckets=st.integers(1, 9))
 def test_nothing_depends_on_the_order_of_rows_files_or_blocks(logs, tmp_path_factory, seed, files, buckets):
     folder = tmp_path_factory.mktemp("order")
