@@ -156,10 +156,10 @@ class SlowFit:
         return [value / length * answers / (answers + 10) if length else 0.0 for value in sketch]
 
     def _expected_ms(self, asked: Row) -> float:
-        """Geometric middle of the bin that holds the median of a distribution that backs off twice."""
+        """Geometric middle of the bin that holds the median of a distribution that backs off level by level."""
         shape = [1 + sum(place == each for _, place in self.spent) for each in range(32)]
         shape = [value / sum(shape) for value in shape]
-        for names in ("concepts", "questions"):
+        for names in ("heads", "concepts", "tests", "questions"):
             places = [place for row, place in self.spent for name in _names(asked)[names] if name in _names(row)[names]]
             shape = [(places.count(each) + 5 * shape[each]) / (len(places) + 5) for each in range(32)]
         total, middle = 0.0, 0

@@ -63,7 +63,7 @@ class Statistics:
     sums: Mapping[str, Sums]  # of question, test, concepts, head, tail
     curves: Mapping[str, Curves]  # [V] of question (1PL) and question_2pl, test, concepts, head; "all": [1]
     answered: npt.NDArray[np.bool_]  # [V] questions with an answer of their own; others have their parents' curve
-    durations: Mapping[str, Floats]  # [V, S] right answers by duration, of question, concepts; "all": [S]
+    durations: Mapping[str, Floats]  # [V, S] right answers by duration, of question, test, concepts, head; "all": [S]
     sketches: Floats  # [V, D] of question, unit length times its weight
     test_size: Int64  # [V] distinct questions of a test
 
@@ -94,7 +94,9 @@ class Statistics:
             prior = Curves(*(np.repeat(each, sizes[name]) for each in everything))
             curves[name] = fit_curves(*answers, ABILITIES, prior, slope=True)
         hours = profile.column("durations").astype(np.float64)
-        durations = {name: _per_id(hours, levels[name], sizes[name]) for name in ("question", "concepts")}
+        durations = {
+            name: _per_id(hours, levels[name], sizes[name]) for name in ("question", "test", "concepts", "head")
+        }
         sketches = _per_id(profile.column("sketch").astype(np.float64), levels["question"], sizes["question"])
         length = np.linalg.norm(sketches, axis=1, keepdims=True)
         weight = sums["question"].graded[:, None]
@@ -131,7 +133,7 @@ class Statistics:
         """The fitted values of items, [J, len(FITTED)], and their expected rates in 1e-6, [J]."""
         rates = self._rates(ids, concepts)
         curves = self._curves(ids, concepts)
-        question, known = ids["question"], concepts > UNKNOWN_ID
+        question = ids["question"]
         levels = {"question": question[:, None], "test": ids["test"][:, None], "concept": concepts}
         columns: dict[str, npt.NDArray[Any]] = {f"{name}_log_odds": log_odds(rate) for name, rate in rates.items()}
         for name, chosen in levels.items():
@@ -141,7 +143,7 @@ class Statistics:
         columns |= curves
         columns["test_size"] = self.test_size[ids["test"]]
         columns["number"] = tail
-        columns["expected_ms"] = self._median(question, concepts, known)
+        columns["expected_ms"] = self._median(ids, concepts)
         values = np.stack([columns[name].astype(np.float64) for name in FITTED], axis=1)
         return values, np.rint(rates["question"] * MICRO).astype(np.int64)
 
@@ -168,13 +170,12 @@ class Statistics:
             "discrimination": np.where(known, two.discrimination[question], parents.discrimination),
         }
 
-    def _median(self, question: Int32, concepts: Int32, known: npt.NDArray[np.bool_]) -> Floats:
-        """Median time of right answers in ms: of the question, from its concepts' distribution, from all answers'."""
+    def _median(self, ids: Mapping[str, Int32], concepts: Int32) -> Floats:
+        """Median time of right answers in ms: of the question, from the distributions of its parents."""
         shape = (self.durations["all"] + 1.0) / (self.durations["all"] + 1.0).sum()
-        for counts in (
-            (self.durations["concepts"][concepts] * known[..., None]).sum(1),
-            self.durations["question"][question],
-        ):
+        for name in ("head", "concepts", "test", "question"):
+            chosen = concepts if name == "concepts" else ids[name][:, None]
+            counts = (self.durations[name][chosen] * (chosen > UNKNOWN_ID)[..., None]).sum(1)
             shape = (counts + DURATION_PRIOR * shape) / (counts.sum(1, keepdims=True) + DURATION_PRIOR)
         place = np.minimum((np.cumsum(shape, axis=1) < 0.5).sum(1), len(DURATION_EDGES_MS) - 1)
         edges = np.concatenate([[SHORTEST_MS], DURATION_EDGES_MS]).astype(np.float64)
