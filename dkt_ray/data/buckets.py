@@ -28,7 +28,7 @@ def deal(good: pl.DataFrame, source: int, buckets: int) -> dict[int, pa.Table]:
     Args:
         good: rows as `parse.parse` gives them.
         source: place of the source among the inputs; rows remember it for the total order.
-        buckets: number of buckets, a power of two.
+        buckets: number of buckets.
 
     Returns:
         bucket -> its rows (a shard); buckets without rows are absent.
