@@ -91,7 +91,11 @@ def shard(users: int, seed: int = 0, bank_fraction: float = 1.0, hidden: float =
 
 def frame(rows: pa.Table) -> pd.DataFrame:
     """The same rows as a DataFrame."""
-    return rows.drop(["source", "row"]).rename_columns(["user", "question", "test", "concept", "correct", "time"]).to_pandas()
+    return (
+        rows.drop(["source", "row"])
+        .rename_columns(["user", "question", "test", "concept", "correct", "time"])
+        .to_pandas()
+    )
 
 
 def ours(rows: pa.Table) -> Made:
@@ -144,7 +148,10 @@ def measure(users: int, repeats: int) -> dict[str, Any]:
     compile_s, mine = seconds_of(lambda: ours(rows))
     verify(mine, theirs(table))
     runs: dict[str, list[dict[str, float]]] = {"core": [], "pandas": []}
-    sides: tuple[tuple[str, Callable[[], Made]], ...] = (("core", lambda: ours(rows)), ("pandas", lambda: theirs(table)))
+    sides: tuple[tuple[str, Callable[[], Made]], ...] = (
+        ("core", lambda: ours(rows)),
+        ("pandas", lambda: theirs(table)),
+    )
     for _ in range(repeats):
         for name, side in sides:
             runs[name].append(side().seconds)
@@ -168,7 +175,9 @@ def measure(users: int, repeats: int) -> dict[str, Any]:
 def _numbers(histories: Histories, state: EncoderState) -> npt.NDArray[np.float32]:
     """Encode some users at a time, as everything that reads a dataset does."""
     out = np.empty((histories.rows, len(state.number_names)), np.float32)
-    for users in np.split(np.arange(len(histories.users)), np.flatnonzero(np.diff(histories.offsets[1:] // CHUNK_ROWS))):
+    for users in np.split(
+        np.arange(len(histories.users)), np.flatnonzero(np.diff(histories.offsets[1:] // CHUNK_ROWS))
+    ):
         out[histories.offsets[users[0]] : histories.offsets[users[-1] + 1]] = encode(
             histories.select(users), None, state
         ).past.numbers

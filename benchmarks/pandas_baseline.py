@@ -112,9 +112,7 @@ def fit(rows: Rows) -> Fitted:
 def columns(rows: Rows, fitted: Fitted) -> pd.DataFrame:
     """The restated columns, float32 [N, 47]."""
     question = rows.frame["question"].to_numpy()
-    found: dict[str, pd.Series | Floats] = {
-        name: values.to_numpy()[question] for name, values in fitted.values.items()
-    }
+    found: dict[str, pd.Series | Floats] = {name: values.to_numpy()[question] for name, values in fitted.values.items()}
     for name, record in rows.records.items():
         prefix = "user" if name == "user" else f"user_{name}"
         found[f"{prefix}_count"] = np.log1p(record.seen)
