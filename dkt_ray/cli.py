@@ -28,13 +28,18 @@ class Job(NamedTuple):
     summary: str
     module: str
     config: str
-    ray: Literal["none", "own", "cluster"]  # own: a Ray of its own unless RAY_ADDRESS is set
+    ray: Literal[
+        "none", "lazy", "own", "cluster"
+    ]  # lazy: the job connects if need be; own: one unless RAY_ADDRESS is set
 
 
 JOBS: Final = {
     "simulate": Job("make a learning platform's logs", "pipelines.simulate", "SimulateConfig", "none"),
-    "prepare": Job("validate, order and encode interaction logs", "pipelines.prepare", "PrepareConfig", "own"),
+    "prepare": Job(
+        "validate, order and split interaction logs, fit the encoder", "pipelines.prepare", "PrepareConfig", "lazy"
+    ),
     "windows": Job("count the training windows that each strategy makes", "pipelines.windows", "WindowsConfig", "none"),
+    "eda": Job("describe a dataset in one interactive HTML page", "pipelines.eda", "EdaConfig", "none"),
     "tune": Job(
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),
@@ -48,7 +53,7 @@ JOBS: Final = {
     "publish": Job("make a bundle of a run and put it into the registry", "pipelines.publish", "PublishConfig", "none"),
     "registry": Job("list, verify, promote or roll back bundles", "pipelines.registry", "RegistryConfig", "none"),
     "rollout": Job("replace the served bundle without losing a request", "serving.rollout", "RolloutConfig", "cluster"),
-    "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "own"),
+    "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "lazy"),
     "demo": Job(
         "the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", "own"
     ),
@@ -74,14 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_job(name: str, argv: Sequence[str]) -> int:
     """Parse a job's settings, connect to Ray where the job needs it, run it, print its result."""
     job = JOBS[name]
-    if job.ray != "none":
+    needs_ray = job.ray in ("own", "cluster")
+    if needs_ray:
         session.prepare_environment()
     module = importlib.import_module(f"dkt_ray.{job.module}")
     config_class: type[Config] = getattr(module, job.config)
     try:
         config = parse(config_class, argv, f"dkt {name}", job.summary)
         log.configure()
-        if job.ray != "none":
+        if needs_ray:
             session.connect(running=job.ray == "cluster")
         with _interruptible():
             result = module.run(config)

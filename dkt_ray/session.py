@@ -18,6 +18,7 @@ ON_THIS_MACHINE: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port of Ray on 127.0.0.1
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES alone
     "OMP_NUM_THREADS": "1",  # one thread per task: Ray does the parallel work
+    "POLARS_MAX_THREADS": "1",
 }
 OBJECT_STORE_BYTES: Final = 512 << 20
 

@@ -14,6 +14,7 @@ TOLD = {
     "constraints.txt": "the exact versions that ran together",
     "cluster.yaml": "a Ray cluster on AWS, for `ray up`",
     ".ci/run": "what continuous integration calls",
+    "dkt_ray/pipelines/eda.html.jinja": "the data report's page",
     "dkt_ray/pipelines/report.html.jinja": "the report's page",
     "dkt_ray/serving/docs.html": "the API's documentation page: no script from elsewhere",
     "jobs/": "one script per job, for a checkout and for `ray job submit`; configs/ holds commented settings",

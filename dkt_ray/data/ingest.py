@@ -1,39 +1,38 @@
-"""(Ray) From input files to shards: a read task validates one source and deals its rows to the buckets of their users.
+"""From input files to shards: a read task validates one source and deals its rows to the buckets of their users.
 
 Shards have deterministic names, so a retried task overwrites what its first attempt wrote.
 """
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import polars as pl
 import pyarrow as pa
-import ray.data
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
-from dkt_ray import errors
 from dkt_ray.config import Config
 from dkt_ray.data import reader
 from dkt_ray.data.buckets import deal
+from dkt_ray.data.engine import Engine
 from dkt_ray.data.parse import locate, parse
-from dkt_ray.errors import DktError, InputError
-from dkt_ray.log import progress
+from dkt_ray.data.splits import SplitKind
+from dkt_ray.errors import InputError
 from dkt_ray.schema import RAW_COLUMNS, UNKNOWN
-from dkt_ray.storage import Store, list_inputs
+from dkt_ray.storage import Store, input_bytes, list_inputs
 
 logger = logging.getLogger(__name__)
 
 BUCKET_BYTES: Final = 64 << 20  # CSV text of one bucket, about a million interactions
 FEWEST_BUCKETS, MOST_BUCKETS = 4, 4096
+EXPANSION: Final = {"gz": 6, "parquet": reader.PARQUET_EXPANSION}  # bytes of text that a byte stands for, roughly
 SHOWN: Final = 100  # characters of a bad line in a message
-
-Task = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class DataConfig(Config):
@@ -45,23 +44,42 @@ class DataConfig(Config):
     """Columns with other names than the six-column schema's, e.g. {user: student_id}."""
     max_rejected: float = Field(0.01, ge=0, le=1)
     """Share of bad rows above which the job fails."""
+    split: SplitKind = "hash"
+    """Who waits in the test vault: a share of the users (hash), those with hidden answers (population), a share of the
+    rows (balanced), the rows from split_time on (temporal), or the last answer of some users (last_answer)."""
     split_file: str | None = None
-    """A CSV `userID,split` with fold1 to foldK and test; unset: split by a hash of the user."""
+    """A CSV `userID,split` with fold1 to foldK and test, which decides in place of `split`."""
+    split_time: datetime.datetime | None = None
+    """With split=temporal: earlier rows train, later ones wait in the vault; UTC unless it says otherwise."""
     seed: int = 0
     """Seed of the split by hash."""
     test_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of users that wait in the test vault."""
+    """Share of users (balanced: of rows) that wait in the test vault."""
     folds: int = Field(5, ge=2, le=100)
     """Folds of the other users."""
     buckets: int | None = Field(None, ge=1, le=MOST_BUCKETS)
-    """Files that the users are dealt to, a power of two; unset: by size."""
+    """Files that the users are dealt to; unset: by size. What a reader gets does not depend on it."""
 
-    @field_validator("buckets")
-    @classmethod
-    def _power_of_two(cls, buckets: int | None) -> int | None:
-        if buckets is not None and buckets & (buckets - 1):
-            raise ValueError("expected a power of two")
-        return buckets
+    @model_validator(mode="after")
+    def _one_split(self) -> DataConfig:
+        if (self.split == "temporal") != (self.split_time is not None):
+            raise ValueError("split=temporal and split_time belong together; set both or neither")
+        if self.split == "file" and self.split_file is None:
+            raise ValueError("split=file needs split_file, a CSV with the columns userID and split")
+        return self
+
+    @property
+    def split_kind(self) -> SplitKind:
+        """The kind of split that is made: a split file decides where there is one."""
+        return "file" if self.split_file is not None else self.split
+
+    @property
+    def split_ms(self) -> int | None:
+        """`split_time` in ms UTC."""
+        if self.split_time is None:
+            return None
+        aware = self.split_time if self.split_time.tzinfo else self.split_time.replace(tzinfo=datetime.UTC)
+        return round(aware.timestamp() * 1000)
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,6 @@ class Inputs:
     """The files to be read, checked: they exist, have a header and the columns that are needed."""
 
     columns: Mapping[str, Mapping[str, str]]  # path -> canonical name -> column in that file
-    digests: Mapping[str, reader.Digest]  # by path
 
     @property
     def timed(self) -> bool:
@@ -77,10 +94,13 @@ class Inputs:
         return "timestamp" in next(iter(self.columns.values()))
 
     @property
-    def buckets(self) -> int:
-        """A number of buckets that fits the size of the inputs: a power of two."""
-        wanted = -(-sum(each.text_bytes for each in self.digests.values()) // BUCKET_BYTES)
-        return max(FEWEST_BUCKETS, min(MOST_BUCKETS, 1 << (wanted - 1).bit_length()))
+    def text_bytes(self) -> int:
+        """Size of the files as plain CSV, roughly."""
+        return sum(input_bytes(path) * EXPANSION.get(path.rpartition(".")[2], 1) for path in self.columns)
+
+    def only(self, paths: Sequence[str]) -> Inputs:
+        """Some of the files."""
+        return Inputs({path: self.columns[path] for path in paths})
 
 
 class Shards(NamedTuple):
@@ -88,10 +108,11 @@ class Shards(NamedTuple):
 
     keys: dict[int, list[str]]  # bucket -> keys of its shards
     rejected: int
+    sources: int  # read tasks
 
 
 def inspect(config: DataConfig) -> Inputs:
-    """Find the input files, check their headers and hash their content.
+    """Find the input files and check their headers.
 
     Raises:
         InputError: no file, an empty one, a missing column, or timestamps in some files only.
@@ -103,7 +124,26 @@ def inspect(config: DataConfig) -> Inputs:
         other = next(path for path in paths if path not in timed)
         name = config.columns.get("timestamp", RAW_COLUMNS["timestamp"])
         raise InputError(f"{timed[0]} has the column {name!r}, {other} has not; give all files timestamps, or none")
-    return Inputs(columns, {path: reader.digest(path) for path in paths})
+    return Inputs(columns)
+
+
+def digests(paths: Sequence[str], engine: Engine) -> dict[str, str]:
+    """Hash the content of files: path -> SHA-256.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    reports = engine.run(_digest, [{"path": path} for path in paths], "hash files")
+    return {path: report["sha256"] for path, report in zip(paths, reports, strict=True)}
+
+
+def _digest(item: dict[str, Any]) -> dict[str, Any]:
+    return {"sha256": reader.digest(item["path"]).sha256}
+
+
+def buckets_for(text_bytes: int) -> int:
+    """A number of buckets that fits the size of the input."""
+    return max(FEWEST_BUCKETS, min(MOST_BUCKETS, -(-text_bytes // BUCKET_BYTES)))
 
 
 def read_split(config: DataConfig) -> pa.Table | None:
@@ -125,61 +165,33 @@ def read_split(config: DataConfig) -> pa.Table | None:
 
 
 def read(
-    config: DataConfig, inputs: Inputs, buckets: int, shards: Store, rejected: Store, needs_answers: bool = True
+    config: DataConfig,
+    inputs: Inputs,
+    buckets: int,
+    shards: Store,
+    rejected: Store,
+    engine: Engine,
+    first_source: int = 0,
+    needs_answers: bool = True,
 ) -> Shards:
     """Validate all inputs; write shards `b=000/00000-0000.parquet` and the rejected rows `part-00000-0000.parquet`.
 
     Args:
+        first_source: number of sources that were read before, of files that sort before these.
         needs_answers: False where rows are only scored, and all answers may be hidden.
 
     Raises:
         InputError: too many bad rows, no rows, or no known answer where some are needed.
     """
-    found = reader.sources(list(inputs.columns))
+    found = [source._replace(number=first_source + source.number) for source in reader.sources(list(inputs.columns))]
     task = partial(_read_source, columns=inputs.columns, buckets=buckets, shards=shards, rejected=rejected)
-    reports = list(run_tasks(task, [source._asdict() for source in found], "read files"))
+    reports = list(engine.run(task, [source._asdict() for source in found], "read files"))
     _check(config, reports, rejected, needs_answers)
     keys: dict[int, list[str]] = {}
     for report in reports:
         for bucket, key in zip(report["shard_buckets"], report["shard_keys"], strict=True):
             keys.setdefault(bucket, []).append(key)
-    return Shards(keys, sum(sum(report["reason_counts"]) for report in reports))
-
-
-def run_tasks(task: Task, items: Sequence[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
-    """Map a function over small items, one Ray Data task each; results in the order of the items.
-
-    Args:
-        task: picklable; gets an item, returns a flat dict (lists become Arrow lists). Its `DktError` is raised here.
-    """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    blocks: list[Any] = [
-        pa.Table.from_pylist([item]) for item in items
-    ]  # not from_items: it would turn lists into tensors
-    mapped = ray.data.from_arrow(blocks).map_batches(partial(_guarded, task), batch_size=None, batch_format="pyarrow")
-    with progress(stage, len(items)) as reporter:
-        batches: Iterator[Any] = iter(mapped.iter_batches(batch_size=None, batch_format="pyarrow"))
-        for table in batches:
-            for result in table.to_pylist():
-                if result.get("error"):
-                    raise getattr(errors, result["error"])(result["message"])
-                reporter.advance()
-                yield result
-
-
-def _guarded(task: Task, table: pa.Table) -> pa.Table:
-    """Run the task on every item; an error for people travels as data, past Ray's wrapping of exceptions."""
-    results = []
-    for item in table.to_pylist():
-        try:
-            results.append(task(item))
-        except DktError as error:
-            results.append({"error": type(error).__name__, "message": str(error)})
-    return pa.Table.from_pylist(results)
+    return Shards(keys, sum(sum(report["reason_counts"]) for report in reports), len(found))
 
 
 def _read_source(

@@ -236,16 +236,17 @@ def _hash_distinct(values: pa.Array, seed: int) -> UInt64:
     offsets = np.frombuffer(offset_buffer, np.int64)[first : first + len(values) + 1]
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
     lengths = np.diff(offsets)
-    start = _mix(np.array([(seed * _GOLDEN) & 0xFFFFFFFFFFFFFFFF], np.uint64)) ^ np.uint64(_FNV_OFFSET)
+    start = mix(np.array([(seed * _GOLDEN) & 0xFFFFFFFFFFFFFFFF], np.uint64)) ^ np.uint64(_FNV_OFFSET)
     state = np.repeat(start, len(values))
     longer = np.arange(len(values))
     for k in range(int(lengths.max(initial=0))):
         longer = longer[lengths[longer] > k]
         state[longer] = (state[longer] ^ data[offsets[longer] + k]) * _FNV_PRIME
-    return _mix(state)
+    return mix(state)
 
 
-def _mix(z: UInt64) -> UInt64:
+def mix(z: UInt64) -> UInt64:
+    """The SplitMix64 mixer (Steele, Lea and Flood 2014): the next number of each stream."""
     z = z + np.uint64(_GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,6 +1,8 @@
-"""A prepared dataset in the store: its manifest, its histories, its encoded rows, and the vault of its test users.
+"""A prepared dataset in the store: its manifest, its histories and its split; rows are encoded when they are read.
 
-Legend: U users, N rows, C concepts per question, F numeric columns.
+Whatever a reader gets is ordered by user name, so nothing depends on the number of buckets.
+
+Legend: U users, N rows.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ import datetime
 import getpass
 import socket
 import tempfile
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,16 +23,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dkt_ray.config import Config, build
-from dkt_ray.data.history import Histories, Int8, Int32, Int64, Strings, graded, ranges
-from dkt_ray.data.splits import TEST
+from dkt_ray.data.history import Histories, Int8, Int64, Strings, graded
+from dkt_ray.data.splits import TEST, bucket_of, stable_hash
 from dkt_ray.errors import ConfigError, ConflictError, NotFoundError, StorageError
 from dkt_ray.features.batch import Rows
-from dkt_ray.features.encoder import encode
-from dkt_ray.features.state import ID_COLUMNS, EncoderState
+from dkt_ray.features.chunks import encode_users
+from dkt_ray.features.state import EncoderState
+from dkt_ray.schema import UNKNOWN
 from dkt_ray.storage import Store, json_bytes
 
 MANIFEST: Final = "manifest.json"
-ROW_COLUMNS: Final = ("correct", "position", "visible")
+HISTORY_COLUMNS: Final = ("user", "question", "test", "concepts", "correct", "timestamp")
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Bucket(Config):
+    """The files of one bucket of users; they are named by their content and never change."""
+
+    histories: str
+    """Key of the histories, one row per user."""
+    counts: str
+    """Key of the item counts of its training rows."""
+    rows: int
+    users: int
+    duplicates: int
+    """Rows that were left out."""
+    histories_bytes: int
+    counts_bytes: int
+    checksum: str
+    """Of the histories; those of all buckets add up to the same sum however users are dealt to buckets."""
 
 
 class Manifest(Config):
@@ -39,9 +61,16 @@ class Manifest(Config):
     dataset: str
     fingerprint: str
     """Hash of settings, inputs and feature version: an equal fingerprint means equal content."""
+    settings: str
+    """Hash of the settings and versions alone: new files are added only under equal ones."""
+    content: str
+    """Checksum of histories, split and fitted state, equal for every number of buckets."""
     rows: int
     users: int
     test_users: int
+    """Users who train nothing."""
+    held_out: int
+    """Rows in the vault."""
     hidden: int
     """Rows whose answer is hidden (-1)."""
     rejected: int
@@ -56,26 +85,58 @@ class Manifest(Config):
     """Names of the numeric columns, in order."""
     inputs: dict[str, str]
     """Content digest of each input file."""
+    sources: int
+    """Read tasks that the inputs were cut into."""
+    files: tuple[Bucket, ...]
+    """The buckets' files, in order."""
+    split: str
+    """Key of the split: user, rows, fold, cut; users in order."""
+    state: str
+    """Prefix of the encoder's fitted state."""
+    rejects: tuple[str, ...]
+    """Prefixes of the rejected rows, of the first run and of those that added files."""
+    stored_bytes: int
+    """Size of all of this."""
     config: dict[str, Any]
     """The settings that made it."""
+    stages: dict[str, float]
+    """Seconds that each stage of the last run took."""
     created: str
+
+    def owns(self, key: str) -> bool:
+        """Whether an object of the dataset's folder belongs to this version of the dataset."""
+        return key in self._keys or key.startswith((f"{self.state}/", *(f"{prefix}/" for prefix in self.rejects)))
+
+    @cached_property
+    def _keys(self) -> set[str]:
+        return {self.split} | {key for bucket in self.files for key in (bucket.histories, bucket.counts)}
 
 
 class Split(NamedTuple):
     """Encoded rows of some users, in memory."""
 
     rows: Rows
-    users: Strings  # [U]
+    users: Strings  # [U], sorted
     fold: Int8  # [U]
 
 
 class Vault(NamedTuple):
-    """The test users: a `Split` and the histories that it was made from."""
+    """Users with held-out rows, encoded with the full state, and the histories that they were made from."""
 
     rows: Rows
-    users: Strings  # [U]
-    fold: Int8  # [U], all TEST
+    users: Strings  # [U], sorted
+    fold: Int8  # [U], all TEST: no fold's model is asked
     histories: Histories
+    first: Int64  # [U] position of the first row that is held out; rows before it were trained on
+
+
+class _Users(NamedTuple):
+    """The split of the dataset."""
+
+    names: Strings  # [U], sorted
+    rows: Int64  # [U]
+    fold: Int8  # [U]
+    cut: Int64  # [U] rows before it train
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,40 +174,71 @@ class Dataset:
 
     @cached_property
     def state(self) -> EncoderState:
-        """The encoder's state, fitted on all training users."""
+        """The encoder's state, fitted on all training rows."""
         with tempfile.TemporaryDirectory() as local:
-            self.files.download("state", Path(local))
+            self.files.download(self.manifest.state, Path(local))
             return EncoderState.load(Path(local))
 
-    def histories(self, bucket: int) -> tuple[Histories, Int8]:
-        """The training users of one bucket and their folds, [U]."""
-        return self._histories([bucket], self._training(None))
+    @cached_property
+    def split(self) -> _Users:
+        """Every user's fold and the number of rows that train, users in order."""
+        table = self.files.read_table(self.manifest.split)
+        rows, fold, cut = (table[name].to_numpy() for name in ("rows", "fold", "cut"))
+        return _Users(table["user"].to_numpy().astype(object), rows, fold, cut)
 
-    def queries(self, bucket: int) -> Histories:
-        """The users of one bucket, test users too, who have a hidden answer to be predicted."""
-        table = self.files.read_table(bucket_key("histories", bucket))
-        histories = Histories.from_table(table)
-        owners = np.repeat(np.arange(len(histories.users)), histories.lengths)[~graded(histories.correct)]
-        return histories.select(np.unique(owners))
+    def training_users(self, folds: Collection[int] | None = None) -> Strings:
+        """Names of the users that train (in the given folds), sorted."""
+        return self.split.names[self._training(folds)]
 
     def load(self, folds: Collection[int] | None = None) -> Split:
-        """Encoded rows of the training users in the given folds (default: all folds), buckets in order.
+        """Encoded training rows of the users in the given folds (default: all folds), users in order.
 
         Raises:
-            ConfigError: a fold that does not exist; test users are reached by `open_vault` only.
+            ConfigError: a fold that does not exist; held-out rows are reached by `open_vault` only.
         """
-        return self._load(self._training(folds))
+        histories, fold = self.load_histories(folds)
+        return Split(encode_users(histories, fold, self.state), histories.users, fold)
 
     def load_histories(self, folds: Collection[int] | None = None) -> tuple[Histories, Int8]:
-        """Histories and folds of the same users, in the same order, as `load` returns.
+        """Histories (training rows) and folds of the same users, in the same order, as `load` returns.
 
         Raises:
             ConfigError: as `load`.
         """
-        return self._histories(range(self.manifest.buckets), self._training(folds))
+        return self._trained(range(self.manifest.buckets), self._training(folds))
+
+    def stream(self, folds: Collection[int] | None = None) -> Iterator[Split]:
+        """What `load` returns, bucket by bucket, for data larger than memory; users are in order within a bucket.
+
+        Raises:
+            ConfigError: as `load`.
+        """
+        chosen = self._training(folds)
+        for bucket in range(self.manifest.buckets):
+            histories, fold = self._trained([bucket], chosen)
+            yield Split(encode_users(histories, fold, self.state), histories.users, fold)
+
+    def sample(self, users: int) -> Histories:
+        """Training rows of some users, the same ones for every number of buckets: those with the smallest hashes."""
+        names = self.training_users()
+        chosen = np.zeros(len(self.split.names), bool)
+        few = names[np.argsort(stable_hash(names, 0), kind="stable")[:users]]
+        chosen[np.searchsorted(self.split.names, few)] = True
+        return self._trained(sorted(set(bucket_of(few, self.manifest.buckets).tolist())), chosen)[0]
+
+    def queries(self, bucket: int) -> Histories:
+        """The users of one bucket, test users too, who have a hidden answer to be predicted."""
+        histories = Histories.from_table(self._read(bucket))
+        owners = np.repeat(np.arange(len(histories.users)), histories.lengths)[~graded(histories.correct)]
+        return histories.select(np.unique(owners))
+
+    def test_inputs(self) -> Histories:
+        """What the users of the vault were asked, and when: every answer is hidden, so nothing enters the ledger."""
+        histories, _ = self._ordered(range(self.manifest.buckets), self.split.cut < self.split.rows)
+        return replace(histories, correct=np.full(histories.rows, UNKNOWN, np.int8))
 
     def open_vault(self, reason: str) -> Vault:
-        """The test users, after a ledger entry of who opened the vault, when and why.
+        """The users with held-out rows, after a ledger entry of who opened the vault, when and why.
 
         Args:
             reason: why the final figure is wanted; reports print it.
@@ -154,138 +246,43 @@ class Dataset:
         if not reason.strip():
             raise ConfigError("opening the test vault needs a reason, e.g. --set reason='final figure for the paper'")
         _enter(self.store.child("ledger"), self.name, self.manifest.fingerprint, reason)
-        split = self._load({TEST})
-        histories, _ = self._histories(range(self.manifest.buckets), {TEST})
-        return Vault(*split, histories)
+        held_out = self.split.cut < self.split.rows
+        histories, place = self._ordered(range(self.manifest.buckets), held_out)
+        fold = np.full(len(place), TEST, np.int8)
+        return Vault(encode_users(histories, fold, self.state), histories.users, fold, histories, self.split.cut[place])
 
-    def _training(self, folds: Collection[int] | None) -> set[int]:
+    def _training(self, folds: Collection[int] | None) -> Mask:
+        """[U] who trains in the given folds."""
         known = set(range(self.manifest.folds))
         wanted = known if folds is None else {int(fold) for fold in folds}
         if not wanted <= known:
             raise ConfigError(
                 f"dataset {self.name!r} has no training fold {min(wanted - known)}; it has folds 0 to {len(known) - 1} "
-                "(test users are opened by dkt evaluate --set final=true only)"
+                "(held-out rows are opened by dkt evaluate --set final=true only)"
             )
-        return wanted
+        return np.isin(self.split.fold, sorted(wanted)) & (self.split.cut > 0)
 
-    def _histories(self, buckets: Collection[int], folds: set[int]) -> tuple[Histories, Int8]:
-        wanted = pa.array(sorted(folds), pa.int8())
-        tables = [self.files.read_table(bucket_key("histories", bucket)) for bucket in buckets]
-        table = pa.concat_tables([t.filter(pc.is_in(t["fold"], wanted)) for t in tables])
-        return Histories.from_table(table), table["fold"].to_numpy().astype(np.int8)
+    def _trained(self, buckets: Collection[int], chosen: Mask) -> tuple[Histories, Int8]:
+        """Training rows and folds of those of the chosen users, [U], who are in the given buckets."""
+        histories, place = self._ordered(buckets, chosen)
+        return histories.head(self.split.cut[place]), self.split.fold[place]
 
-    def _load(self, folds: set[int]) -> Split:
-        parts = [self._load_bucket(bucket, folds) for bucket in range(self.manifest.buckets)]
-        rows, users, fold = zip(*parts, strict=True)
-        return Split(concatenate(rows), np.concatenate(users), np.concatenate(fold))
+    def _ordered(self, buckets: Collection[int], chosen: Mask) -> tuple[Histories, Int64]:
+        """Whole histories of chosen users in the order of their names, and the place of each in the split."""
+        wanted = pa.array(self.split.names[chosen], pa.string())
+        tables = [self._read(bucket) for bucket in buckets]
+        found = Histories.from_table(pa.concat_tables([t.filter(pc.is_in(t["user"], wanted)) for t in tables]))
+        ordered = found.select(pc.sort_indices(pa.array(found.users, pa.string())).to_numpy().astype(np.int64))
+        return ordered, np.searchsorted(self.split.names, ordered.users)
 
-    def _load_bucket(self, bucket: int, folds: set[int]) -> Split:
-        owners = self.files.read_table(bucket_key("histories", bucket), ["user", "fold", "correct"])
-        fold = owners["fold"].to_numpy().astype(np.int8)
-        chosen = np.flatnonzero(np.isin(fold, sorted(folds)))
-        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(owners["correct"]).to_numpy())]).astype(np.int64)
-        table = self.files.read_table(bucket_key("encoded", bucket))
-        rows = rows_from_table(table, offsets, self.manifest.numbers, self.state.concepts_per_question)
-        if len(chosen) < len(fold):
-            rows = rows.take(*ranges(offsets[chosen], offsets[chosen + 1]))
-        return Split(rows, owners["user"].to_numpy().astype(object)[chosen], fold[chosen])
+    def _read(self, bucket: int) -> pa.Table:
+        columns = [name for name in HISTORY_COLUMNS if name != "timestamp" or self.manifest.timed]
+        return self.files.read_table(self.manifest.files[bucket].histories, columns)
 
 
 def folder(name: str) -> str:
     """Where a dataset lives in the store."""
     return f"datasets/{name}"
-
-
-def bucket_key(kind: str, bucket: int) -> str:
-    """Key of one bucket's file inside the dataset."""
-    return f"{kind}/b={bucket:03d}.parquet"
-
-
-def encode_users(histories: Histories, fold: Int8, state: EncoderState) -> Rows:
-    """Encode users with what was fitted on others: fold k with a state that excludes k, test users with the full state.
-
-    Args:
-        fold: [U] fold of each user.
-        state: fitted on all training users.
-    """
-    groups = [(each, np.flatnonzero(fold == each)) for each in np.unique(fold)]
-    if not groups:
-        return encode(histories, None, state).past
-    parts = [
-        encode(histories.select(users), None, state if each == TEST else state.excluding(int(each))).past
-        for each, users in groups
-    ]
-    grouped = concatenate(parts)
-    place = np.argsort(np.concatenate([users for _, users in groups]))
-    return grouped.take(*ranges(grouped.offsets[place], grouped.offsets[place + 1]))
-
-
-def rows_schema(numbers: Sequence[str]) -> pa.Schema:
-    """Columns of an encoded bucket, one row per interaction."""
-    return pa.schema(
-        [(name, pa.int32()) for name in ID_COLUMNS]
-        + [("concepts", pa.list_(pa.int32()))]
-        + [(name, pa.float32()) for name in numbers]
-        + [("correct", pa.int8()), ("position", pa.int32()), ("visible", pa.int32())]
-    )
-
-
-def rows_to_table(rows: Rows, numbers: Sequence[str]) -> pa.Table:
-    """Encoded rows in the stored form: small types, and concept lists without their padding."""
-    present = rows.concepts != 0
-    offsets = np.concatenate([[0], np.cumsum(present.sum(1))]).astype(np.int32)
-    concepts = pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.concepts[present], pa.int32()))
-    columns: list[Any] = [rows.ids[name] for name in ID_COLUMNS]
-    columns += [concepts]
-    columns += [np.ascontiguousarray(rows.numbers[:, f]) for f in range(len(numbers))]
-    columns += [getattr(rows, name) for name in ROW_COLUMNS]
-    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=rows_schema(numbers))
-
-
-def rows_from_table(table: pa.Table, offsets: Int64, numbers: Sequence[str], width: int) -> Rows:
-    """Read back what `rows_to_table` made.
-
-    Args:
-        offsets: [U + 1] of the users that the rows belong to.
-        width: C, the number of concept columns.
-    """
-
-    def column(name: str) -> npt.NDArray[Any]:
-        return table[name].to_numpy()
-
-    stacked = np.empty((table.num_rows, len(numbers)), np.float32)
-    for f, name in enumerate(numbers):
-        stacked[:, f] = column(name)
-    return Rows(
-        offsets=offsets,
-        ids={name: column(name) for name in ID_COLUMNS},
-        concepts=_padded(table["concepts"], width),
-        numbers=stacked,
-        correct=column("correct"),
-        position=column("position"),
-        visible=column("visible"),
-    )
-
-
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """Rows of several groups of users, one after another."""
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    return Rows(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        ids={name: np.concatenate([part.ids[name] for part in parts]) for name in parts[0].ids},
-        concepts=np.concatenate([part.concepts for part in parts]),
-        numbers=np.concatenate([part.numbers for part in parts]),
-        correct=np.concatenate([part.correct for part in parts]),
-        position=np.concatenate([part.position for part in parts]),
-        visible=np.concatenate([part.visible for part in parts]),
-    )
-
-
-def _padded(lists: pa.ChunkedArray, width: int) -> Int32:
-    lengths = pc.list_value_length(lists).to_numpy()
-    padded = np.zeros((len(lengths), width), np.int32)
-    padded[np.arange(width) < lengths[:, None]] = pc.list_flatten(lists).to_numpy()
-    return padded
 
 
 def _enter(ledger: Store, dataset: str, fingerprint: str, reason: str) -> None:

@@ -119,7 +119,7 @@ def profile(histories: Histories, fold: Int8, counts: Counts, submitted: bool) -
         _answers(*arguments, ABILITIES, ABILITY_PRIOR, values)
         _sketches(*arguments[:4], rate, signs, values, _WIDTH - SKETCH)
         if timed:
-            _durations(*arguments[:3], time, fold, submitted, DURATION_EDGES_MS, values, 2 * len(ABILITIES), lags)
+            _durations(*arguments[:3], time, fold, submitted, len(names), DURATION_EDGES_MS, values, lags)
     question = np.tile(names, max(folds, 1))
     of = np.repeat(np.arange(max(folds, 1)), len(names)).astype(np.int8)
     used = values.any(1)
@@ -228,11 +228,11 @@ def _sketches(
 
 @numba.njit(cache=True, nogil=True)
 def _durations(
-    question: Int32, correct: Int8, offsets: Int64, time: Int64, fold: Int8, submitted: bool, edges: Int64,
-    values: Int64, column: int, lags: Int64,
+    question: Int32, correct: Int8, offsets: Int64, time: Int64, fold: Int8, submitted: bool, questions: int,
+    edges: Int64, values: Int64, lags: Int64,
 ) -> None:  # fmt: skip
     """Right answers by the time spent on them, and all times between rows."""
-    questions = len(values) // (int(fold.max()) + 1) if len(fold) else 1
+    column = 2 * len(ABILITIES)
     for user in range(len(offsets) - 1):
         for row in range(offsets[user] + 1, offsets[user + 1]):
             gap = time[row] - time[row - 1]

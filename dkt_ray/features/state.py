@@ -102,6 +102,23 @@ class Moments:
 
     UNIT = 1 << 12
 
+    @classmethod
+    def nothing(cls, columns: int) -> Moments:
+        """The moments of no row."""
+        ends, zero = np.iinfo(np.int64), np.zeros(columns, np.int64)
+        return cls(0, zero, zero, np.full(columns, ends.max), np.full(columns, ends.min))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists."""
+        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Moments:
+        """Read back what `to_dict` gave."""
+        return cls(
+            found["count"], *(np.array(found[name], np.int64) for name in ("sums", "squares", "lowest", "highest"))
+        )
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(
             self.count + other.count,
@@ -214,7 +231,16 @@ class EncoderState:
         )
 
     def excluding(self, fold: int) -> EncoderState:
-        """The same ids, with statistics that leave out one fold's answers."""
+        """The same ids, with statistics that leave out one fold's answers; made once per fold."""
+        if fold not in self._excluding:
+            self._excluding[fold] = self._without(fold)
+        return self._excluding[fold]
+
+    @cached_property
+    def _excluding(self) -> dict[int, EncoderState]:
+        return {}
+
+    def _without(self, fold: int) -> EncoderState:
         state = replace(self, held_out=fold)
         # what does not depend on the fold is not built again
         for shared in (

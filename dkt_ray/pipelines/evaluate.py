@@ -5,6 +5,7 @@ Every opening of the vault is written to its ledger before a test user is read, 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from dkt_ray.config import Config
 from dkt_ray.data.history import Coded
 from dkt_ray.ensemble.blend import blend
 from dkt_ray.errors import ConfigError, NotFoundError
+from dkt_ray.features.batch import Rows
 from dkt_ray.features.dataset import Dataset, Vault
 from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.metrics import first_attempts
@@ -29,6 +31,7 @@ from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, w
 from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import resolve
 from dkt_ray.registry.store import Registry
+from dkt_ray.schema import UNKNOWN
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.baselines import BASELINES
 from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, locate, scored_rows
@@ -108,7 +111,7 @@ def _out_of_fold(config: EvaluateConfig, folder: Store) -> dict[str, Any]:
 def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, Any]:
     """The final figures. Whatever can be wrong is found before the vault is opened."""
     dataset = Dataset.open(store, config.dataset)
-    if not dataset.manifest.test_users:
+    if not dataset.manifest.held_out:
         raise ConfigError(f"dataset {config.dataset!r} has no test users; prepare it with data.test_fraction above 0")
     train = dataset.load()
     fitted = _of_bundle(config.bundle, store) if config.bundle else _of_run(dataset, folder, set(train.users))
@@ -124,7 +127,7 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         "member": scores,
         "baseline": {name: baseline(train.rows, vault.rows, names) for name, baseline in BASELINES.items()},
     }
-    base = scored_rows(vault.rows, vault.users, vault.fold, kinds["ensemble"]["ensemble"])
+    base = scored_rows(_held_out(vault), vault.users, vault.fold, kinds["ensemble"]["ensemble"])
     answers, place = _answers(vault, base)
     contenders = {name: Contender(kind, p[place]) for kind, several in kinds.items() for name, p in several.items()}
     if config.truth is not None:
@@ -138,6 +141,12 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         Settings(config.samples, config.seed, config.last_answers),
         measure_in_turn,
     )
+
+
+def _held_out(vault: Vault) -> Rows:
+    """The vault's rows; answers that were trained on (of users whose later rows are held out) hidden: not scored."""
+    seen = vault.rows.position < np.repeat(vault.first, np.diff(vault.rows.offsets))
+    return dataclasses.replace(vault.rows, correct=np.where(seen, np.int8(UNKNOWN), vault.rows.correct))
 
 
 def _answers(vault: Vault, base: Scored) -> tuple[Answers, Any]:

@@ -1,53 +1,50 @@
-"""(Ray) `dkt prepare`: validate, order and shuffle interaction logs once into user buckets, encode them, index windows.
+"""(Ray) `dkt prepare`: validate, order and shuffle interaction logs once into user buckets, split, fit the encoder.
 
-Three passes of Ray Data: read (a task per file: shards), merge (a task per bucket: histories and counts), encode
-(a task per bucket: rows and moments). The manifest is written last; until then the dataset is not there. The content
-depends on the settings and the input files only, never on the order in which files, blocks or tasks arrive.
+Read (a task per source: shards), merge (a task per bucket: histories), split (in the driver), count and measure (a task
+per bucket: what the encoder is fitted on). Files are named by their content and never change; the manifest is written
+last, and that one write is the switch to the new dataset. The content depends on the settings and the input files only,
+never on engine, buckets, or the order in which files, blocks or tasks arrive.
 """
 
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
 import json
 import logging
-import operator
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import ray
 from pydantic import Field
 
 from dkt_ray import __version__
 from dkt_ray.config import Config, build
 from dkt_ray.data import reader
-from dkt_ray.data.buckets import merge
-from dkt_ray.data.history import Histories, Int8, Strings, graded, ranges
-from dkt_ray.data.ingest import DataConfig, Inputs, Shards, inspect, read, read_split, run_tasks
-from dkt_ray.data.splits import TEST, assign_folds, folds_from_file
-from dkt_ray.data.windows import context_segments
-from dkt_ray.features.dataset import MANIFEST, Manifest, bucket_key, encode_users, folder, rows_to_table
-from dkt_ray.features.difficulty import Counts, count
-from dkt_ray.features.state import STATE_VERSION, EncoderConfig, EncoderState, Moments, fit, moments
-from dkt_ray.features.structure import consistent
+from dkt_ray.data.engine import Engine, ResumingEngine
+from dkt_ray.data.ingest import DataConfig, Inputs, Shards, buckets_for, digests, inspect, read, read_split
+from dkt_ray.errors import ConfigError, ConflictError, InputError, NotFoundError
+from dkt_ray.features.dataset import MANIFEST, Bucket, Manifest, folder
+from dkt_ray.features.state import STATE_VERSION, EncoderConfig, EncoderState
 from dkt_ray.features.student import VERSIONS
+from dkt_ray.pipelines import stages
+from dkt_ray.pipelines.engines import LOCAL_BYTES, EngineKind, choose
+from dkt_ray.pipelines.stages import Divided, Fitted
 from dkt_ray.schema import CONCEPT_SEPARATOR
-from dkt_ray.storage import Store, open_store
+from dkt_ray.storage import Store, json_bytes, open_store, parse_json
+from dkt_ray.storage.lease import LEASE, lease
 
 logger = logging.getLogger(__name__)
 
-SUMMED: Final = ("rows", "users", "test_users", "hidden", "duplicates")  # over buckets
-REPORTED: Final = {"dataset", *SUMMED, "rejected", "buckets", "questions", "concepts", "fingerprint"}
-PARTS: Final = ("histories", "encoded", "windows", "state")
-WINDOW_TYPES: Final = {"bucket": pa.int16()} | dict.fromkeys(("user", "start", "stop", "score_from"), pa.int32())
+SUMMED: Final = ("rows", "users", "duplicates")  # over buckets
+REPORTED: Final = {
+    *("dataset", *SUMMED, "test_users", "held_out", "hidden", "rejected", "buckets", "questions", "concepts"),
+    *("fingerprint", "content", "stages"),
+}
+NOT_CONTENT: Final = {"store", "dataset", "force", "append", "engine", "local_bytes"}
+MOST_GROWTH: Final = 4  # times the size at which a bucket was planned, before all is dealt anew
 
 
 class PrepareConfig(Config):
@@ -60,179 +57,306 @@ class PrepareConfig(Config):
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
     context: int = Field(100, ge=1)
-    """Rows of a context window: a network sees the window of a row and the one before it."""
+    """Rows of a context block, by which models are compared: a row is scored from its block and the one before it."""
+    append: bool = False
+    """`data.path` names only new files, which sort after those of the dataset that is there."""
     force: bool = False
-    """Prepare again even if settings and inputs are those of the dataset that is there."""
+    """Prepare everything anew even if settings and inputs are those of the dataset that is there."""
+    engine: EngineKind = "auto"
+    """local: in this process, without Ray; ray: through Ray Data; auto: local for a small input where no cluster is
+    attached. A submitted job always takes ray."""
+    local_bytes: int = Field(LOCAL_BYTES, ge=0)
+    """With engine=auto: size of the input, as plain text, up to which it is prepared locally."""
+
+
+class Plan(NamedTuple):
+    """What a run has to do."""
+
+    settings: str  # hash of the settings
+    fingerprint: str  # hash of settings and all inputs
+    inputs: dict[str, str]  # path -> digest of all inputs of the dataset to be
+    new: Inputs  # files to be read
+    base: Manifest | None  # the dataset that they are added to; None: everything is prepared anew
+    buckets: int
+
+    @property
+    def old(self) -> Sequence[Bucket]:
+        """The buckets that stay as they are where no new row falls into them."""
+        return () if self.base is None else self.base.files
+
+    @property
+    def run(self) -> str:
+        """Names the run: a restarted one finds what it has finished by it."""
+        base = None if self.base is None else self.base.created
+        return hashlib.sha256(json.dumps([self.fingerprint, base, self.buckets]).encode()).hexdigest()[:16]
+
+
+class Found(NamedTuple):
+    """The manifest that is there."""
+
+    manifest: Manifest | None  # None also where another version of the package wrote it
+    version: str | None  # of the object, for the conditional write
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
-    """Prepare a dataset, or reuse the one that was made from the same inputs with the same settings.
+    """Prepare a dataset, add new files to it, or reuse the one that was made from the same inputs and settings.
 
     Returns:
-        dataset, rows, users, test_users, hidden, rejected, duplicates, buckets, questions, concepts (all counts),
-        seconds (wall), reused, fingerprint.
+        dataset, rows, users, test_users, held_out (rows), hidden, rejected, duplicates, buckets, questions, concepts
+        (all counts), bytes_per_row (stored), added (files that were added to what was there), seconds (wall), stages
+        (seconds of each), engine, reused, fingerprint, content (checksum).
 
     Raises:
         InputError: the data are not what the schema says; names file, column or rows, and the remedy.
+        ConflictError: somebody else prepares the dataset.
     """
     started = time.monotonic()
     files = open_store(config.store).child(folder(config.dataset))
     inputs = inspect(config.data)
     split = read_split(config.data)
-    fingerprint = _fingerprint(config, inputs, split)
-    manifest = None if config.force else _reusable(files, fingerprint)
-    reused = manifest is not None
-    if manifest is None:
-        work = files.child(f"tmp/{fingerprint}")
-        files.delete_prefix("tmp")  # of runs that were killed
-        try:
-            manifest = _prepare(config, inputs, split, fingerprint, files, work)
-        finally:
-            files.delete_prefix("tmp")
-    note = " (reused)" if reused else ""
+    engine = choose(config.engine, inputs.text_bytes, config.local_bytes)
+    with lease(files, f"dataset {config.dataset!r}"):
+        found = _find(files)
+        plan = _plan(config, inputs, split, found.manifest, engine)
+        reused = not plan.new.columns
+        manifest = found.manifest if reused else _prepare(config, plan, split, found, files, engine)
+    assert manifest is not None
+    added = len(plan.new.columns) if plan.base is not None else 0
+    note = " (reused)" if reused else f" ({added} files were added)" if added else ""
     logger.info("dataset %s: %d rows of %d users%s", config.dataset, manifest.rows, manifest.users, note)
-    seconds = round(time.monotonic() - started, 2)
-    return manifest.model_dump(include=REPORTED) | {"seconds": seconds, "reused": reused}
+    return manifest.model_dump(include=REPORTED) | {
+        "bytes_per_row": round(manifest.stored_bytes / manifest.rows, 1),
+        "added": added,
+        "seconds": round(time.monotonic() - started, 2),
+        "engine": engine.name,
+        "reused": reused,
+    }
 
 
-def _fingerprint(config: PrepareConfig, inputs: Inputs, split: pa.Table | None) -> str:
-    """Hash of everything that the content depends on."""
+def _find(files: Store) -> Found:
+    try:
+        data, version = files.read_versioned(MANIFEST)
+    except NotFoundError:
+        return Found(None, None)
+    try:
+        return Found(build(Manifest, parse_json(data, f"{files.url}/{MANIFEST}")), version)
+    except ConfigError:
+        return Found(None, version)
+
+
+def _plan(
+    config: PrepareConfig, inputs: Inputs, split: pa.Table | None, there: Manifest | None, engine: Engine
+) -> Plan:
+    """Decide what is to be read; nothing, where the dataset is there."""
+    settings = _settings(config, split)
+    listed = digests(list(inputs.columns), engine)
+    base = _base(config, settings, listed, inputs, there)
+    wanted = (base.inputs if base else {}) | listed
+    new = sorted(set(wanted) - set(base.inputs)) if base else list(listed)
+    buckets = config.data.buckets or (base.buckets if base else buckets_for(inputs.text_bytes))
+    fingerprint = hashlib.sha256(json.dumps([settings, wanted], sort_keys=True).encode()).hexdigest()[:16]
+    return Plan(settings, fingerprint, wanted, inputs.only(new), base, buckets)
+
+
+def _settings(config: PrepareConfig, split: pa.Table | None) -> str:
+    """Hash of everything but the input files that the content depends on."""
+    values = config.model_dump(mode="json", exclude=NOT_CONTENT)
+    for name in ("path", "buckets"):
+        del values["data"][name]
     parts = {
-        "config": config.model_dump(mode="json", exclude={"store", "dataset", "force"}),
-        "inputs": {path: digest.sha256 for path, digest in inputs.digests.items()},
+        "config": values,
         "split": None if split is None else hashlib.sha256(json.dumps(split.to_pydict()).encode()).hexdigest(),
         "versions": [__version__, STATE_VERSION, list(VERSIONS), reader.BLOCK_BYTES],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _reusable(files: Store, fingerprint: str) -> Manifest | None:
-    if not files.exists(MANIFEST):
+def _base(
+    config: PrepareConfig, settings: str, listed: dict[str, str], inputs: Inputs, there: Manifest | None
+) -> Manifest | None:
+    """The dataset that is there, if what is listed can be added to it or is in it.
+
+    Raises:
+        ConfigError: `append` without a dataset, or with other settings.
+        InputError: `append` of files that do not sort after those that are there, or that have changed.
+    """
+    if there is None or config.force:
+        if config.append:
+            raise ConfigError(
+                f"append=true, but there is no dataset {config.dataset!r} to add to (or force=true); prepare all files "
+                "with append=false first"
+            )
         return None
-    found = files.read_json(MANIFEST)
-    return build(Manifest, found) if found.get("fingerprint") == fingerprint else None
+    reason = _obstacle(config, settings, listed, inputs, there)
+    if reason is None:
+        return there
+    if config.append:
+        raise InputError(f"append=true: {reason}; prepare all files together, with append=false")
+    logger.info("dataset %s is prepared anew: %s", config.dataset, reason)
+    return None
+
+
+def _obstacle(
+    config: PrepareConfig, settings: str, listed: dict[str, str], inputs: Inputs, there: Manifest
+) -> str | None:
+    """Why what is listed cannot be added to the dataset that is there; None where it can."""
+    if settings != there.settings:
+        return "its settings (or this package's version) are others"
+    if config.data.buckets not in (None, there.buckets):
+        return f"it has {there.buckets} buckets, data.buckets is {config.data.buckets}"
+    if inputs.timed != there.timed:
+        return "either its rows or the new ones have no timestamps"
+    changed = [path for path, digest in listed.items() if there.inputs.get(path, digest) != digest]
+    if changed:
+        return f"{changed[0]} has changed"
+    lost = [] if config.append else sorted(set(there.inputs) - set(listed))
+    if lost:
+        return f"{lost[0]} is not among the files of data.path any more"
+    new = sorted(set(listed) - set(there.inputs))
+    if new and new[0] < max(there.inputs):
+        return f"{new[0]} is new, but does not sort after {max(there.inputs)}"
+    planned = buckets_for(inputs.text_bytes)
+    if config.data.buckets is None and not config.append and planned > MOST_GROWTH * there.buckets:
+        return f"it has {there.buckets} buckets, and its files now need {planned}"
+    return None
 
 
 def _prepare(
-    config: PrepareConfig, inputs: Inputs, split: pa.Table | None, fingerprint: str, files: Store, work: Store
+    config: PrepareConfig, plan: Plan, split: pa.Table | None, found: Found, files: Store, engine: Engine
 ) -> Manifest:
-    buckets = config.data.buckets or inputs.buckets
-    files.delete_prefix("rejected")
-    shards = read(config.data, inputs, buckets, work, files.child("rejected"))
-    files.delete(MANIFEST)  # the inputs are sound: from here on the old dataset is no more
-    for part in PARTS:
-        files.delete_prefix(part)
-    merged = _merge(config.data, inputs.timed, split, buckets, shards, files, work)
-    counts = [Counts.from_table(work.read_table(bucket_key("counts", bucket))) for bucket in range(buckets)]
-    fitted = fit(counts, config.encoder)
-    _check_structure(fitted)
-    state = _encode(fitted, buckets, config.context, files, work)
-    concepts = state.questions["concepts"].to_pylist()
-    tags = {tag for several in concepts for tag in several.split(CONCEPT_SEPARATOR) if tag}
-    manifest = Manifest(
-        dataset=config.dataset,
-        fingerprint=fingerprint,
-        **{name: sum(report[name] for report in merged) for name in SUMMED},
-        rejected=shards.rejected,
-        buckets=buckets,
-        folds=config.data.folds,
-        questions=state.questions.num_rows,
-        concepts=len(tags),
-        timed=inputs.timed,
-        numbers=state.number_names,
-        inputs={path: digest.sha256 for path, digest in inputs.digests.items()},
-        config=config.model_dump(mode="json"),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-    files.write_json(MANIFEST, manifest.model_dump(mode="json"))
+    """Make the dataset's next version and switch to it."""
+    for run in {key.split("/")[1] for key in files.list("tmp")} - {plan.run}:
+        files.delete_prefix(f"tmp/{run}")  # of a run that was killed, and whose inputs or settings were others
+    work = files.child(f"tmp/{plan.run}")
+    resuming = ResumingEngine(engine, work.child("finished"))
+    clock = Clock()
+    rejected = f"rejected/{plan.run}"
+    with clock.of("read"):
+        try:
+            shards = _read(config.data, plan, files.child(rejected), work.child("shards"), resuming)
+        except InputError:  # it would be the same the next time
+            files.delete_prefix(f"tmp/{plan.run}")
+            raise
+    with clock.of("merge"):
+        buckets = stages.merge_buckets(
+            resuming,
+            shards.keys,
+            plan.old,
+            plan.buckets,
+            plan.new.timed,
+            config.data.split_ms,
+            files,
+            work.child("shards"),
+        )
+    with clock.of("split"):
+        divided = stages.divide(config.data, buckets, split, files)
+    with clock.of("count"):
+        buckets = stages.count_buckets(resuming, buckets, divided, plan.old, files)
+    with clock.of("fit"):
+        fitted = stages.fit_state(
+            resuming, buckets, divided, config.encoder, plan.new.timed, files, work.child("profiles")
+        )
+    _say_what_is_off(fitted.state)
+    stages.warn_of_structure(fitted.state)
+    manifest = _manifest(config, plan, shards, buckets, divided, fitted, rejected, clock.seconds)
+    _switch(files, manifest, found, config.dataset)
     return manifest
 
 
-def _check_structure(state: EncoderState) -> None:
-    """Say so when ids have the competition's form, but name another test than the rows do."""
-    questions, tests = (state.questions[name].to_numpy().astype(object) for name in ("question", "test"))
-    odd = np.flatnonzero(~consistent(questions, tests))
-    if len(odd):
-        logger.warning(
-            "%d of %d questions are not in the test that their id names, e.g. %s in %s; is the test column right?",
-            *(len(odd), len(questions), questions[odd[0]], tests[odd[0]]),
-        )
+def _say_what_is_off(state: EncoderState) -> None:
+    """Name the features that the data cannot feed, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in state.switched_off.items():
+        reasons.setdefault(reason, []).append(name)
+    logger.info("%d numeric features are on", len(state.number_names))
+    for reason, names in reasons.items():
+        logger.info("%d are off, as %s: %s", len(names), reason, ", ".join(names))
 
 
-@dataclass(frozen=True)
-class _Splitter:
-    """Which fold a user is in."""
-
-    config: DataConfig
-    split: ray.ObjectRef[pa.Table] | None
-
-    def folds(self, users: Strings) -> Int8:
-        if self.split is None:
-            return assign_folds(users, self.config.seed, self.config.test_fraction, self.config.folds)
-        return folds_from_file(users, ray.get(self.split), self.config.folds)
-
-
-def _merge(
-    config: DataConfig, timed: bool, split: pa.Table | None, buckets: int, shards: Shards, files: Store, work: Store
-) -> list[dict[str, Any]]:
-    splitter = _Splitter(config, None if split is None else ray.put(split))
-    task = partial(_merge_bucket, timed=timed, splitter=splitter, files=files, work=work)
-    items = [{"bucket": bucket, "keys": shards.keys.get(bucket, [])} for bucket in range(buckets)]
-    reports = list(run_tasks(task, items, "merge buckets"))
-    sizes = np.sum([report["fold_users"] for report in reports], axis=0)
-    if (sizes == 0).any():
-        logger.warning("fold %d has no user: too few users for data.folds=%d", int(np.argmin(sizes)), config.folds)
-    return reports
+def _read(config: DataConfig, plan: Plan, rejected: Store, shards: Store, engine: Engine) -> Shards:
+    base = plan.base
+    return read(
+        config,
+        plan.new,
+        plan.buckets,
+        shards,
+        rejected,
+        engine,
+        first_source=base.sources if base else 0,
+        needs_answers=base is None,
+    )
 
 
-def _merge_bucket(item: dict[str, Any], timed: bool, splitter: _Splitter, files: Store, work: Store) -> dict[str, Any]:
-    bucket = item["bucket"]
-    histories, duplicates = merge([work.read_table(key) for key in item["keys"]], timed)
-    fold = splitter.folds(histories.users)
-    stored = histories.to_table().append_column("fold", pa.array(fold, pa.int8()))
-    files.write_table(bucket_key("histories", bucket), stored)
-    work.write_table(bucket_key("counts", bucket), count(histories, fold).to_table())
-    return {
-        "rows": histories.rows,
-        "users": len(histories.users),
-        "test_users": int((fold == TEST).sum()),
-        "hidden": int((~graded(histories.correct)).sum()),
-        "duplicates": duplicates,
-        "fold_users": np.bincount(fold[fold != TEST], minlength=splitter.config.folds).tolist(),
-    }
+def _manifest(
+    config: PrepareConfig,
+    plan: Plan,
+    shards: Shards,
+    buckets: Sequence[Bucket],
+    divided: Divided,
+    fitted: Fitted,
+    rejected: str,
+    seconds: dict[str, float],
+) -> Manifest:
+    base, state = plan.base, fitted.state
+    several = state.questions["concepts"].to_pylist()
+    histories = sum(int(bucket.checksum, 16) for bucket in buckets) % (1 << 64)
+    content = hashlib.sha256(f"{histories:016x} {divided.key} {state.digest}".encode()).hexdigest()
+    return Manifest(
+        dataset=config.dataset,
+        fingerprint=plan.fingerprint,
+        settings=plan.settings,
+        content=content[:16],
+        **{name: sum(getattr(bucket, name) for bucket in buckets) for name in SUMMED},
+        test_users=divided.test_users,
+        held_out=divided.held_out,
+        hidden=divided.hidden,
+        rejected=shards.rejected + (base.rejected if base else 0),
+        buckets=plan.buckets,
+        folds=config.data.folds,
+        questions=state.questions.num_rows,
+        concepts=len({tag for tags in several for tag in tags.split(CONCEPT_SEPARATOR) if tag}),
+        timed=plan.new.timed,
+        numbers=state.number_names,
+        inputs=plan.inputs,
+        sources=shards.sources + (base.sources if base else 0),
+        files=tuple(buckets),
+        split=divided.key,
+        state=fitted.prefix,
+        rejects=(*(base.rejects if base else ()), rejected),
+        stored_bytes=sum(b.histories_bytes + b.counts_bytes for b in buckets) + divided.bytes + fitted.bytes,
+        config=config.model_dump(mode="json"),
+        stages=seconds,
+        created=datetime.datetime.now(datetime.UTC).isoformat(),
+    )
 
 
-def _encode(state: EncoderState, buckets: int, context: int, files: Store, work: Store) -> EncoderState:
-    """Encode all buckets, store the state with the scaler of the training rows, and the windows."""
-    task = partial(_encode_bucket, state=ray.put(state), context=context, files=files, work=work)
-    reports = list(run_tasks(task, [{"bucket": bucket} for bucket in range(buckets)], "encode buckets"))
-    scaled = state.with_scaler(_sum_moments(reports))
-    with tempfile.TemporaryDirectory() as local:
-        scaled.save(Path(local))
-        files.upload(Path(local), "state")
-    windows = [work.read_table(bucket_key("windows", bucket)) for bucket in range(buckets)]
-    files.write_table("windows/context.parquet", pa.concat_tables(windows))
-    return scaled
+def _switch(files: Store, manifest: Manifest, found: Found, name: str) -> None:
+    """Write the manifest, and remove what neither it nor the version before it (readers are at work) names.
+
+    Raises:
+        ConflictError: somebody else has written one since this run began.
+    """
+    try:
+        files.write_if(MANIFEST, json_bytes(manifest.model_dump(mode="json")), found.version)
+    except ConflictError:
+        raise ConflictError(
+            f"dataset {name!r}: somebody else prepared it meanwhile, and theirs stays; run dkt prepare again"
+        ) from None
+    kept = [each for each in (manifest, found.manifest) if each is not None]
+    for key in files.list():
+        if key not in (MANIFEST, LEASE) and not any(each.owns(key) for each in kept):
+            files.delete(key)
 
 
-def _encode_bucket(
-    item: dict[str, Any], state: ray.ObjectRef[EncoderState], context: int, files: Store, work: Store
-) -> dict[str, Any]:
-    bucket = item["bucket"]
-    table = files.read_table(bucket_key("histories", bucket))
-    histories, fold = Histories.from_table(table), table["fold"].to_numpy()
-    fitted = ray.get(state)
-    rows = encode_users(histories, fold, fitted)
-    files.write_table(bucket_key("encoded", bucket), rows_to_table(rows, fitted.number_names))
-    segments = context_segments(histories.lengths, context)
-    columns = {"bucket": np.full(len(segments.user), bucket)} | segments._asdict()
-    windows = pa.table({name: pa.array(columns[name]).cast(kind) for name, kind in WINDOW_TYPES.items()})
-    work.write_table(bucket_key("windows", bucket), windows)
-    users = np.flatnonzero(fold != TEST)
-    training = moments(rows.take(*ranges(rows.offsets[users], rows.offsets[users + 1])))
-    return {name: np.asarray(value).tolist() for name, value in vars(training).items()}
+class Clock:
+    """How many seconds each stage took."""
 
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-def _sum_moments(reports: Sequence[dict[str, Any]]) -> Moments:
-    each = (Moments(r.pop("count"), **{name: np.array(r[name], np.int64) for name in r}) for r in reports)
-    return functools.reduce(operator.add, each)
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Time what is done in the context."""
+        started = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - started, 2)

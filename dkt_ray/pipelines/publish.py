@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from dkt_ray.config import Config
-from dkt_ray.data.splits import TEST
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import ConfigError, NotFoundError
-from dkt_ray.features.dataset import Dataset, bucket_key
+from dkt_ray.features.dataset import Dataset
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.registry import bundle, catalogue
 from dkt_ray.registry.bundle import Provenance
@@ -22,6 +21,7 @@ from dkt_ray.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
 
+MASTERY_USERS: Final = 2000  # training users among whom they are sampled
 MASTERY_SAMPLE: Final = (
     300  # right answers of training users that are checked for lowering the mastery of their concept
 )
@@ -116,14 +116,10 @@ def _mastery_lowered(dataset: Dataset, members: Mapping[str, Path], weights: Map
         dataset.state, {family: CATALOG[family].model.load(folder) for family, folder in members.items()}, weights
     )
     questions = catalogue.Catalogue(catalogue.table(dataset.state))
-    histories, _ = dataset.histories(0)
+    histories = dataset.sample(MASTERY_USERS)
     return lowered_share(scorer, histories, questions.probes(questions.concepts), MASTERY_SAMPLE, seed=0)
 
 
 def _training_users(dataset: Dataset) -> Iterator[str]:
     """Read only where the bundle records them."""
-    for bucket in range(dataset.manifest.buckets):
-        table = dataset.files.read_table(bucket_key("histories", bucket), columns=["user", "fold"])
-        for user, fold in zip(table["user"].to_pylist(), table["fold"].to_pylist(), strict=True):
-            if fold != TEST:
-                yield user
+    yield from dataset.training_users()

@@ -1,6 +1,6 @@
 """(Ray) `dkt score`: the probability of every hidden (-1) answer of a file, as the competition's submission.
 
-The same validation, order and buckets as `dkt prepare`, the same predictor as the service, a Ray Data task per bucket.
+The same validation, order, buckets and engines as `dkt prepare`, the same predictor as the service.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from dkt_ray.config import Config
 from dkt_ray.data.buckets import merge
+from dkt_ray.data.engine import Engine
 from dkt_ray.data.history import Histories, graded
-from dkt_ray.data.ingest import DataConfig, inspect, read, run_tasks
+from dkt_ray.data.ingest import DataConfig, Inputs, buckets_for, inspect, read
 from dkt_ray.errors import InputError
+from dkt_ray.pipelines.engines import LOCAL_BYTES, EngineKind, choose
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
 from dkt_ray.schema import UNKNOWN
@@ -48,6 +51,10 @@ class ScoreConfig(Config):
     """Digest or alias."""
     copies: str | None = None
     """Local folder for copies of bundles; unset: one in the system's temporary folder."""
+    engine: EngineKind = "auto"
+    """As in `dkt prepare`."""
+    local_bytes: int = Field(LOCAL_BYTES, ge=0)
+    """As in `dkt prepare`."""
 
 
 def run(config: ScoreConfig) -> dict[str, Any]:
@@ -68,9 +75,11 @@ def run(config: ScoreConfig) -> dict[str, Any]:
     data = config.data
     if "max_rejected" not in data.model_fields_set:
         data = data.model_copy(update={"max_rejected": 0.0})
+    inputs = inspect(data)
+    engine = choose(config.engine, inputs.text_bytes, config.local_bytes)
     work = f"tmp/score-{uuid.uuid4().hex}"
     try:
-        scored = _score(config, data, digest, store, store.child(work))
+        scored = _score(config, data, inputs, engine, digest, store, store.child(work))
     finally:
         store.delete_prefix(work)
     _write(config.out, scored.select(SUBMISSION))
@@ -115,13 +124,14 @@ def score_bucket(histories: Histories, predictor: Predictor) -> pl.DataFrame:
     )
 
 
-def _score(config: ScoreConfig, data: DataConfig, digest: str, store: Store, work: Store) -> pl.DataFrame:
-    inputs = inspect(data)
+def _score(
+    config: ScoreConfig, data: DataConfig, inputs: Inputs, engine: Engine, digest: str, store: Store, work: Store
+) -> pl.DataFrame:
     rejected = open_store(f"{config.out}.rejected")
-    shards = read(data, inputs, inputs.buckets, work, rejected, needs_answers=False)
+    shards = read(data, inputs, buckets_for(inputs.text_bytes), work, rejected, engine, needs_answers=False)
     items = [{"bucket": bucket, "keys": keys} for bucket, keys in sorted(shards.keys.items())]
     task = partial(_score_bucket, timed=inputs.timed, work=work, store=store.url, digest=digest, copies=config.copies)
-    reports = list(run_tasks(task, items, "score buckets"))
+    reports = list(engine.run(task, items, "score buckets"))
     hidden = sum(report["hidden"] for report in reports)
     if not hidden:
         raise InputError(f"{data.path}: no hidden answer (answer code -1) in it, so there is nothing to score")
@@ -137,7 +147,7 @@ def _score(config: ScoreConfig, data: DataConfig, digest: str, store: Store, wor
 def _score_bucket(
     item: dict[str, Any], timed: bool, work: Store, store: str, digest: str, copies: str | None
 ) -> dict[str, Any]:
-    """One bucket of users (runs in a Ray worker)."""
+    """One bucket of users (a task of the engine)."""
     tables = [work.read_table(key) for key in item["keys"]]
     hidden = sum(int((pl.Series(table["correct"]) == UNKNOWN).sum()) for table in tables)
     histories, _ = merge(tables, timed)
@@ -148,7 +158,7 @@ def _score_bucket(
 
 @cache
 def _predictor(store: str, digest: str, copies: str | None) -> Predictor:
-    """Loaded once in a worker process; Ray may use a process for many buckets."""
+    """Loaded once in a process, which may have many buckets to do."""
     return Predictor.load(local_copy(Registry(open_store(store)), digest, _folder(copies)), digest)
 
 

@@ -11,11 +11,20 @@ from pathlib import Path
 from dkt_ray.errors import StorageError
 from dkt_ray.storage.aws import SCHEME
 from dkt_ray.storage.bucket import S3Store
-from dkt_ray.storage.inputs import INPUT_SUFFIXES, list_inputs, open_input
+from dkt_ray.storage.inputs import INPUT_SUFFIXES, input_bytes, list_inputs, open_input
 from dkt_ray.storage.local import LocalStore
 from dkt_ray.storage.store import Store, checked, json_bytes, parse_json
 
-__all__ = ["INPUT_SUFFIXES", "Store", "json_bytes", "list_inputs", "open_input", "open_store", "parse_json"]
+__all__ = [
+    "INPUT_SUFFIXES",
+    "Store",
+    "input_bytes",
+    "json_bytes",
+    "list_inputs",
+    "open_input",
+    "open_store",
+    "parse_json",
+]
 
 
 def open_store(url: str | Path) -> Store:

@@ -57,6 +57,14 @@ def open_input(path: str) -> pa.NativeFile:
         raise InputError(f"{path}: no such file") from None
 
 
+def input_bytes(path: str) -> int:
+    """Size of one file of `list_inputs`, as it is stored."""
+    remote = path.startswith(SCHEME)
+    filesystem = aws.filesystem() if remote else pafs.LocalFileSystem()
+    with explained(path):
+        return int(filesystem.get_file_info(path.removeprefix(SCHEME) if remote else path).size or 0)
+
+
 def _list_folder(path: str) -> set[str]:
     place = Path(path).expanduser().absolute()
     base = place if place.exists() else Path(_fixed(str(place)) or "/")

@@ -7,6 +7,7 @@ registry's aliases do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -25,7 +26,15 @@ from dkt_ray.storage import atomic, aws
 
 Keys: TypeAlias = list[str]
 
+DIGEST_CHARACTERS: Final = 12  # of a content digest in a key
 _TRANSFERS: Final = 4  # files moved at the same time by upload and download
+
+
+class Kept(NamedTuple):
+    """An object that is named by its content."""
+
+    key: str
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -117,9 +126,20 @@ class Store(ABC):
 
     def write_table(self, key: str, table: pa.Table) -> str:
         """Write a table as Parquet (zstd); returns the version."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        return self.write(key, sink.getvalue().to_pybytes())
+        return self.write(key, _parquet(table))
+
+    def write_parquet(self, key: str, table: pa.Table) -> int:
+        """Write a table as Parquet (zstd); returns the number of bytes."""
+        data = _parquet(table)
+        self.write(key, data)
+        return len(data)
+
+    def keep_table(self, name: str, table: pa.Table) -> Kept:
+        """Write a table as `NAME-DIGEST.parquet`: another content is another object, so what is there never changes."""
+        data = _parquet(table)
+        key = f"{name}-{hashlib.sha256(data).hexdigest()[:DIGEST_CHARACTERS]}.parquet"
+        self.write(key, data)
+        return Kept(key, len(data))
 
     def upload(self, folder: Path, prefix: str, skip: Collection[str] = ()) -> None:
         """Copy the files of a local folder to a prefix; `skip` names relative paths to leave out."""
@@ -149,6 +169,13 @@ class Store(ABC):
 
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             [*pool.map(receive, keys)]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def json_bytes(value: Any) -> bytes:

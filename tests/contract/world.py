@@ -9,7 +9,7 @@ import numpy as np
 from dkt_ray.config import Config
 from dkt_ray.data.history import Coded, Histories, Targets
 from dkt_ray.features.batch import Rows
-from dkt_ray.features.dataset import concatenate
+from dkt_ray.features.chunks import encode_users
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories, moments
 from dkt_ray.models.base import Model, ModelSpec, Probabilities
 from dkt_ray.training.fit import TrainingData
@@ -67,9 +67,10 @@ class World:
         """Encode each fold with the state that leaves it out."""
         fold = (np.arange(len(histories.users)) % 3).astype(np.int8)
         state = fit_histories(histories, fold, config or EncoderConfig())
-        parts = [encode(histories.select(np.flatnonzero(fold == k)), None, state.excluding(k)).past for k in range(3)]
-        train = concatenate(parts[:2])
-        return cls(histories, fold, TrainingData(train, parts[2], state.with_scaler(moments(train))))
+        valid = encode(histories.select(np.flatnonzero(fold == 2)), None, state.excluding(2)).past
+        users = np.concatenate([np.flatnonzero(fold == k) for k in range(2)])
+        train = encode_users(histories.select(users), fold[users], state)
+        return cls(histories, fold, TrainingData(train, valid, state.with_scaler(moments(train))))
 
     @property
     def state(self) -> EncoderState:

@@ -1,97 +1,54 @@
-"""Reading a prepared dataset: folds, histories, the stored form of encoded rows, and the vault."""
+"""Reading a prepared dataset: folds, order, training rows only, encoding at read, and the vault."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+import polars as pl
 import pytest
 
-from dkt_ray.data.history import Coded, Histories
 from dkt_ray.data.splits import TEST
 from dkt_ray.errors import ConfigError, NotFoundError, StorageError
 from dkt_ray.features.batch import Rows
-from dkt_ray.features.dataset import (
-    MANIFEST,
-    Dataset,
-    Manifest,
-    bucket_key,
-    concatenate,
-    encode_users,
-    folder,
-    rows_from_table,
-    rows_to_table,
-)
-from dkt_ray.features.difficulty import count
+from dkt_ray.features.chunks import encode_chunks, encode_users
+from dkt_ray.features.dataset import MANIFEST, Dataset, folder
 from dkt_ray.features.encoder import encode
-from dkt_ray.features.state import EncoderConfig, EncoderState, fit
 from dkt_ray.storage import Store, open_store
+from tests import datasets, runs
+from tests.builders import random_histories
 
-FOLDS = 3
-
-
-def histories_of(names: list[str], seed: int) -> Histories:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 30, len(names))
-    rows = int(lengths.sum())
-    return Histories(
-        users=np.array(names, object),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        question=Coded.of([f"A010{n % 4 + 1:03d}{n % 3 + 1:03d}" for n in rng.integers(0, 12, rows)]),
-        test=Coded.of([f"A010000{n % 4 + 1:03d}" for n in rng.integers(0, 12, rows)]),
-        concepts=Coded.of([["", "1", "1_2", "1_2_3"][n] for n in rng.integers(0, 4, rows)]),
-        correct=rng.integers(0, 2, rows).astype(np.int8),
-        timestamp=np.sort(rng.integers(0, 10**9, rows)),
-    )
-
-
-BUCKETS = [
-    (histories_of(["a", "b", "c", "d"], 0), np.array([0, TEST, 2, 1], np.int8)),
-    (histories_of([], 1), np.empty(0, np.int8)),
-    (histories_of(["e", "f", "g"], 2), np.array([2, 0, TEST], np.int8)),
-]
+NAMES = ["g", "b", "e", "a", "f", "c", "d", "aa"]
+FOLDS = {"a": 0, "b": TEST, "c": 2, "d": 1, "e": 2, "f": 0, "g": TEST, "aa": 1}
+TRAINING = ["a", "aa", "c", "d", "e", "f"]
+HISTORIES = random_histories(np.random.default_rng(0), len(NAMES), hidden=0.0)
+HISTORIES = dataclasses.replace(HISTORIES, users=np.array(NAMES, object))
 
 
 @pytest.fixture(scope="module")
-def state() -> EncoderState:
-    return fit([count(histories, fold) for histories, fold in BUCKETS], EncoderConfig(min_count=1))
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with a dataset of three buckets; the last answer of user g is hidden."""
+    path = tmp_path_factory.mktemp("dataset")
+    hidden = HISTORIES.correct.copy()
+    hidden[HISTORIES.offsets[1] - 1] = -1
+    runs.write_log(path / "log.csv", dataclasses.replace(HISTORIES, correct=hidden))
+    split = ["test" if FOLDS[name] == TEST else f"fold{FOLDS[name] + 1}" for name in NAMES]
+    pl.DataFrame({"userID": NAMES, "split": split}).write_csv(path / "split.csv")
+    data = {"split_file": str(path / "split.csv"), "buckets": 3}
+    datasets.run(path / "log.csv", path / "store", data=data, encoder={"min_count": 1})
+    return str(path / "store")
 
 
 @pytest.fixture
-def store(tmp_path: Path, state: EncoderState) -> Store:
-    """A store with a dataset of three buckets; user g has a hidden answer."""
-    store = open_store(str(tmp_path / "store"))
-    files = store.child(folder("small"))
-    for bucket, (histories, fold) in enumerate(BUCKETS):
-        if bucket == 2:
-            hidden = histories.correct.copy()
-            hidden[-1] = -1
-            histories = dataclasses.replace(histories, correct=hidden)
-        table = histories.to_table().append_column("fold", pa.array(fold))
-        files.write_table(bucket_key("histories", bucket), table)
-        rows = encode_users(histories, fold, state)
-        files.write_table(bucket_key("encoded", bucket), rows_to_table(rows, state.number_names))
-    (tmp_path / "state").mkdir()
-    state.save(tmp_path / "state")
-    files.upload(tmp_path / "state", "state")
-    rows = sum(histories.rows for histories, _ in BUCKETS)
-    sizes = {"rows": rows, "users": 7, "test_users": 2, "hidden": 1, "rejected": 0, "duplicates": 0}
-    manifest = Manifest(
-        **sizes,
-        dataset="small",
-        fingerprint="f00d",
-        buckets=3,
-        folds=FOLDS,
-        questions=12,
-        concepts=3,
-        timed=True,
-        numbers=state.number_names,
-        inputs={"log.csv": "abc"},
-        config={},
-        created="2026-01-01T00:00:00+00:00",
-    )
-    files.write_json(MANIFEST, manifest.model_dump(mode="json"))
+def store(made: str) -> Store:
+    store = open_store(made)
+    store.delete_prefix("ledger")
     return store
+
+
+@pytest.fixture
+def dataset(store: Store) -> Dataset:
+    return Dataset.open(store, "default")
 
 
 def assert_equal(one: Rows, other: Rows) -> None:
@@ -105,24 +62,27 @@ def assert_equal(one: Rows, other: Rows) -> None:
             assert np.array_equal(left, right)
 
 
-def test_training_users_in_the_order_of_the_buckets(store):
-    dataset = Dataset.open(store, "small")
+def own(rows: Rows, user: int) -> Rows:
+    chosen = np.arange(rows.offsets[user], rows.offsets[user + 1])
+    return rows.take(chosen, np.array([0, len(chosen)]))
+
+
+def test_training_users_in_the_order_of_their_names(dataset):
     split = dataset.load()
-    assert split.users.tolist() == ["a", "c", "d", "e", "f"]
-    assert split.fold.tolist() == [0, 2, 1, 2, 0]
-    assert split.rows.rows == sum(int(h.lengths[fold != TEST].sum()) for h, fold in BUCKETS)
+    assert split.users.tolist() == dataset.training_users().tolist() == TRAINING
+    assert split.fold.tolist() == [FOLDS[name] for name in TRAINING]
+    assert split.rows.rows == sum(int(HISTORIES.lengths[NAMES.index(name)]) for name in TRAINING)
 
 
-def test_some_folds(store, state):
-    dataset = Dataset.open(store, "small")
+def test_rows_are_encoded_with_a_state_that_excludes_their_fold(dataset):
     split = dataset.load([2])
-    assert split.users.tolist() == ["c", "e"]
-    expected = [encode(BUCKETS[b][0].select(np.array([u])), None, state.excluding(2)).past for b, u in ((0, 2), (2, 0))]
-    assert_equal(split.rows, concatenate(expected))
+    histories, _ = dataset.load_histories([2])
+    assert split.users.tolist() == histories.users.tolist() == dataset.training_users([2]).tolist() == ["c", "e"]
+    assert_equal(split.rows, encode(histories, None, dataset.state.excluding(2)).past)
+    assert not np.array_equal(split.rows.numbers, encode(histories, None, dataset.state).past.numbers)
 
 
-def test_histories_match_the_encoded_rows(store):
-    dataset = Dataset.open(store, "small")
+def test_histories_match_the_encoded_rows(dataset):
     for folds in (None, [0, 1], [2]):
         histories, fold = dataset.load_histories(folds)
         split = dataset.load(folds)
@@ -130,39 +90,59 @@ def test_histories_match_the_encoded_rows(store):
         assert fold.tolist() == split.fold.tolist()
         assert np.array_equal(histories.offsets, split.rows.offsets)
         assert np.array_equal(histories.correct, split.rows.correct)
-    histories, fold = dataset.histories(0)
-    assert (histories.users.tolist(), fold.tolist()) == (["a", "c", "d"], [0, 2, 1])
 
 
-def test_a_selection_without_users_is_empty_not_an_error(store):
-    dataset = Dataset.open(store, "small")
+def test_a_stream_gives_what_load_gives_bucket_by_bucket(dataset):
+    parts = list(dataset.stream([0, 1]))
+    assert len(parts) == 3
+    whole = dataset.load([0, 1])
+    place = {name: index for index, name in enumerate(whole.users)}
+    assert sorted(name for part in parts for name in part.users) == whole.users.tolist()
+    for part in parts:
+        assert part.users.tolist() == sorted(part.users)
+        for index, name in enumerate(part.users):
+            assert part.fold[index] == whole.fold[place[name]]
+            assert_equal(own(part.rows, index), own(whole.rows, place[name]))
+
+
+def test_a_selection_without_users_is_empty_not_an_error(dataset):
     split = dataset.load([])
     assert (split.rows.rows, len(split.users)) == (0, 0)
     assert dataset.load_histories([])[0].rows == 0
 
 
-@pytest.mark.parametrize("fold", [TEST, FOLDS])
-def test_test_users_and_unknown_folds_are_refused(store, fold):
-    dataset = Dataset.open(store, "small")
-    for load in (dataset.load, dataset.load_histories):
+def test_a_sample_is_training_users_in_order(dataset):
+    few = dataset.sample(3)
+    assert len(few.users) == 3
+    assert few.users.tolist() == sorted(set(few.users) & set(TRAINING))
+    assert dataset.sample(100).users.tolist() == TRAINING
+
+
+@pytest.mark.parametrize("fold", [TEST, 3])
+def test_test_users_and_unknown_folds_are_refused(dataset, fold):
+    for load in (
+        dataset.load,
+        dataset.load_histories,
+        dataset.training_users,
+        lambda folds: list(dataset.stream(folds)),
+    ):
         with pytest.raises(ConfigError, match=f"no training fold {fold}; it has folds 0 to 2"):
             load([fold])
 
 
-def test_the_vault_writes_its_ledger_before_it_opens(store, state):
-    dataset = Dataset.open(store, "small")
+def test_the_vault_writes_its_ledger_before_it_opens(store, dataset):
     vault = dataset.open_vault("figure 3")
     assert vault.users.tolist() == vault.histories.users.tolist() == ["b", "g"]
-    expected = encode(BUCKETS[0][0].select(np.array([1])), None, state).past
-    assert_equal(vault.rows.take(np.arange(expected.rows), expected.offsets), expected)
+    assert (vault.first.tolist(), vault.fold.tolist()) == ([0, 0], [TEST, TEST])
+    assert_equal(vault.rows, encode(vault.histories, None, dataset.state).past)
     entry = store.read_json("ledger/00000.json")
-    assert (entry["why"], entry["dataset"], entry["fingerprint"]) == ("figure 3", "small", "f00d")
+    assert (entry["why"], entry["dataset"]) == ("figure 3", "default")
+    assert entry["fingerprint"] == dataset.manifest.fingerprint
     assert entry["who"]
     assert entry["when"]
 
 
-def test_openings_never_overwrite_each_other(store):
-    dataset = Dataset.open(store, "small")
+def test_openings_never_overwrite_each_other(store, dataset):
     store.write("ledger/00001.json", b"{}")  # somebody else was faster: one entry, and it has our number
     dataset.open_vault("second")
     dataset.open_vault("third")
@@ -170,25 +150,24 @@ def test_openings_never_overwrite_each_other(store):
     assert [store.read_json(f"ledger/{n:05d}.json")["why"] for n in (2, 3)] == ["second", "third"]
 
 
-def test_an_opening_that_cannot_be_recorded_returns_nothing(store, monkeypatch):
+def test_an_opening_that_cannot_be_recorded_returns_nothing(store, dataset, monkeypatch):
     def refuse(*_: object) -> str:
         raise StorageError("read-only")
 
     monkeypatch.setattr(type(store), "write_if", refuse)
     with pytest.raises(StorageError, match="read-only"):
-        Dataset.open(store, "small").open_vault("figure")
+        dataset.open_vault("figure")
 
 
 @pytest.mark.parametrize("reason", ["", "  "])
-def test_the_vault_needs_a_reason(store, reason):
+def test_the_vault_needs_a_reason(store, dataset, reason):
     with pytest.raises(ConfigError, match="needs a reason"):
-        Dataset.open(store, "small").open_vault(reason)
+        dataset.open_vault(reason)
     assert store.list("ledger") == []
 
 
-def test_users_with_a_hidden_answer_are_queries_test_users_too(store):
-    dataset = Dataset.open(store, "small")
-    assert [dataset.queries(bucket).users.tolist() for bucket in range(3)] == [[], [], ["g"]]
+def test_users_with_a_hidden_answer_are_queries_test_users_too(dataset):
+    assert sorted(name for bucket in range(3) for name in dataset.queries(bucket).users) == ["g"]
 
 
 def test_a_dataset_that_is_not_there_says_how_to_make_it(store):
@@ -197,26 +176,61 @@ def test_a_dataset_that_is_not_there_says_how_to_make_it(store):
 
 
 def test_a_manifest_of_another_version_says_prepare_again(store):
-    store.child(folder("small")).write_json(MANIFEST, {"dataset": "small"})
+    store.child(folder("old")).write_json(MANIFEST, {"dataset": "old"})
     with pytest.raises(StorageError, match="prepare it again"):
-        Dataset.open(store, "small")
+        Dataset.open(store, "old")
 
 
-def test_encode_users_keeps_the_order_of_the_users_and_excludes_their_fold(state):
-    histories, fold = BUCKETS[0]
-    rows = encode_users(histories, fold, state)
+def test_rows_that_are_held_out_in_time_are_in_the_vault_with_the_rows_before_them(tmp_path: Path):
+    histories = dataclasses.replace(
+        random_histories(np.random.default_rng(1), 12), users=np.array([*"abcdefghijkl"], object)
+    )
+    middle = int(np.median(histories.timestamp)) // 1000 * 1000
+    runs.write_log(tmp_path / "log.csv", histories)
+    when = np.datetime64(middle, "ms").astype(str)
+    datasets.run(tmp_path / "log.csv", tmp_path / "store", data={"split": "temporal", "split_time": when, "folds": 2})
+    dataset = datasets.opened(tmp_path / "store")
+    trained, _ = dataset.load_histories()
+    vault = dataset.open_vault("a test")
+    times = np.array([t for row in datasets.content(tmp_path / "store").values() for t in row["timestamp"]])
+    assert 0 < trained.rows == int((times < middle).sum()) < len(times)
+    assert (trained.timestamp < middle).all()
+    assert dataset.manifest.held_out == vault.histories.rows - int(vault.first.sum()) == int((times >= middle).sum())
+    position = vault.rows.position
+    held_out = position >= np.repeat(vault.first, np.diff(vault.rows.offsets))
+    assert np.array_equal(held_out, vault.histories.timestamp >= middle)
+    assert (vault.first > 0).any()
+    counted = dataset.state.questions["count"].to_numpy().sum()
+    assert counted == trained.rows
+
+
+def test_encode_users_keeps_the_order_of_the_users_and_excludes_their_fold(dataset):
+    histories = random_histories(np.random.default_rng(5), 9)
+    fold = np.array([0, TEST, 2, 1, 0, 0, TEST, 2, 1], np.int8)
+    rows = encode_users(histories, fold, dataset.state)
     for user in range(len(fold)):
-        fitted = state if fold[user] == TEST else state.excluding(int(fold[user]))
-        own = encode(histories.select(np.array([user])), None, fitted).past
-        chosen = np.arange(rows.offsets[user], rows.offsets[user + 1])
-        assert_equal(rows.take(chosen, own.offsets), own)
+        fitted = dataset.state if fold[user] == TEST else dataset.state.excluding(int(fold[user]))
+        assert_equal(own(rows, user), encode(histories.select(np.array([user])), None, fitted).past)
 
 
-def test_the_stored_form_has_lists_without_padding_and_comes_back_equal(state):
-    histories, fold = BUCKETS[0]
-    rows = encode_users(histories, fold, state)
-    table = rows_to_table(rows, state.number_names)
-    assert table.schema.field("concepts").type == pa.list_(pa.int32())
-    assert set(map(len, table["concepts"].to_pylist())) == {0, 1, 2, 3}
-    assert 0 not in {tag for tags in table["concepts"].to_pylist() for tag in tags}
-    assert_equal(rows_from_table(table, rows.offsets, state.number_names, state.concepts_per_question), rows)
+@pytest.mark.parametrize("chunk_rows", [1, 20, 10**6])
+def test_chunks_hold_whole_users_and_every_user_once(dataset, chunk_rows):
+    histories = random_histories(np.random.default_rng(5), 30)
+    fold = (np.arange(30) % 3 - 1).astype(np.int8)
+    chunks = list(encode_chunks(histories, fold, dataset.state, chunk_rows))
+    assert sorted(np.concatenate([users for users, _ in chunks]).tolist()) == list(range(30))
+    assert len(chunks) == {1: 30, 10**6: 3}.get(chunk_rows, len(chunks))
+    for users, rows in chunks:
+        assert len(set(fold[users])) == 1
+        assert rows.rows - histories.lengths[users[-1]] < chunk_rows
+
+
+def test_the_manifest_names_files_that_are_there(store, dataset):
+    files = dataset.files
+    assert [key for key in files.list() if key != MANIFEST and not dataset.manifest.owns(key)] == []
+    for bucket in dataset.manifest.files:
+        assert files.exists(bucket.histories)
+        assert files.exists(bucket.counts)
+    sizes = sum(Path(files.url, key).stat().st_size for key in files.list() if key != MANIFEST)
+    assert dataset.manifest.stored_bytes == sizes
+    assert json.loads(files.read(MANIFEST))["content"] == dataset.manifest.content

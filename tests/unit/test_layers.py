@@ -15,7 +15,7 @@ SHELL = {
     "dkt_ray.cli",
     "dkt_ray.session",
     "dkt_ray.pipelines",
-    "dkt_ray.data.ingest",
+    "dkt_ray.data.ray_engine",
     "dkt_ray.serving.deployments",
     "dkt_ray.serving.loopback",
     "dkt_ray.serving.rollout",

@@ -6,7 +6,6 @@ import pytest
 
 from dkt_ray.data.history import Coded
 from dkt_ray.errors import ConfigError, InputError
-from dkt_ray.features.dataset import Manifest
 from dkt_ray.features.encoder import EncoderConfig, encode, fit_histories
 from dkt_ray.training.protocol import (
     OOF_SCHEMA,
@@ -19,22 +18,13 @@ from dkt_ray.training.protocol import (
     scored_rows,
 )
 from tests.builders import random_histories
+from tests.datasets import manifest
 
 HISTORIES = random_histories(np.random.default_rng(3), 25)
 FOLD = (np.arange(25) % 3).astype(np.int8)
 ROWS = encode(HISTORIES, None, fit_histories(HISTORIES, FOLD, EncoderConfig())).past
 SCORES = np.random.default_rng(4).random(ROWS.rows)
 SCORED = scored_rows(ROWS, HISTORIES.users, FOLD, SCORES)
-
-
-def manifest(**changes):
-    facts = {
-        "dataset": "d", "fingerprint": "f", "rows": 1, "users": 1, "test_users": 0, "hidden": 0, "rejected": 0,
-        "duplicates": 0, "buckets": 1, "folds": 3, "questions": 1, "concepts": 1, "timed": True, "numbers": (),
-        "inputs": {"a.csv": "1111", "b.csv": "2222"}, "created": "",
-        "config": {"context": 100, "encoder": EncoderConfig().model_dump(mode="json")},
-    }  # fmt: skip
-    return Manifest.model_validate(facts | changes)
 
 
 def changed(scored, **columns):

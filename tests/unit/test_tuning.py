@@ -41,6 +41,7 @@ from dkt_ray.training.search import (
     FamilySpace,
     propose,
 )
+from tests.datasets import manifest
 
 SPACE = {
     "rate": Between(1e-4, 1e-1, log=True),
@@ -364,25 +365,7 @@ def test_lines_name_what_a_reader_wants_to_know(caplog: pytest.LogCaptureFixture
 # --- the sweep's own decisions
 
 
-MANIFEST = Manifest(
-    dataset="d",
-    fingerprint="f00d",
-    rows=1,
-    users=1,
-    test_users=0,
-    hidden=0,
-    rejected=0,
-    duplicates=0,
-    buckets=1,
-    folds=3,
-    questions=1,
-    concepts=1,
-    timed=True,
-    numbers=(),
-    inputs={},
-    config={},
-    created="",
-)
+MANIFEST = manifest()
 
 
 def config_of(**settings: Any) -> sweep.TuneConfig:
