@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ def measure(quick: bool) -> dict[str, float]:
     for events, targets in sizes:
         past, asked = one_student(histories, state, events, targets)
         encode(past, asked, state)  # compiles the recursions
-        found[f"encode_ms_{events}x{targets}"] = _median_ms(lambda p=past, a=asked: encode(p, a, state))
+        found[f"encode_ms_{events}x{targets}"] = _median_ms(partial(encode, past, asked, state))
     return found
 
 
