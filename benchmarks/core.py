@@ -31,13 +31,7 @@ from dkt_ray.pipelines.windows import interactions
 
 USERS: Final = 6698  # of the reference's training file: 2.27 million rows
 STRATEGIES: Final[tuple[StrategyName, ...]] = (
-    "user_head_mid",
-    "user_head",
-    "user_test",
-    "chunk_tests",
-    "chunk_rows",
-    "last",
-    "sliding",
+    *("user_head_mid", "user_head", "user_test", "chunk_tests", "chunk_rows", "last", "sliding"),
 )
 STAGES: Final = ("order", "fit", "columns", "windows")
 COLUMNS: Final = tuple(
