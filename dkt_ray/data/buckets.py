@@ -10,7 +10,9 @@ import polars as pl
 import pyarrow as pa
 
 from dkt_ray.data.history import Coded, Histories
+from dkt_ray.data.parse import canonical_concepts
 from dkt_ray.data.splits import bucket_of
+from dkt_ray.schema import CONCEPT_SEPARATOR
 
 
 class Merged(NamedTuple):
@@ -42,16 +44,37 @@ def deal(good: pl.DataFrame, source: int, buckets: int) -> dict[int, pa.Table]:
 def merge(shards: Sequence[pa.Table], timed: bool) -> Merged:
     """Merge the shards of one bucket, in any order.
 
-    Rows follow the total order (user, timestamp, source, row). A row is a duplicate when an earlier one equals it in
-    all six columns, timestamp included; without timestamps none is, as a repeated answer then looks the same.
+    Rows follow the total order (user, timestamp, order, source, row), where `order` is the source's own order key, if
+    its format has one. Rows of one user with the same key and question are one interaction: their concepts are united,
+    all else is the first row's. A row is a duplicate when an earlier one equals it in all six columns, timestamp
+    included; without timestamps none is, as a repeated answer then looks the same.
     """
     columns = ["user", "question", "test", "concepts", "correct", *(["timestamp"] if timed else []), "source", "row"]
     if not shards:
         return Merged(_empty(timed), 0)
-    frame = pl.concat([pl.DataFrame(shard).select(columns) for shard in shards])
-    ordered = frame.sort(["user", *(["timestamp"] if timed else []), "source", "row"])
-    kept = ordered.unique(columns[:-2], keep="first", maintain_order=True) if timed else ordered
-    return Merged(_histories(kept, timed), len(frame) - len(kept))
+    frame = pl.concat([_with_order(pl.DataFrame(shard)).select(*columns, "order") for shard in shards])
+    order = ["user", *(["timestamp"] if timed else []), "order", "source", "row"]
+    whole = _unite(frame.sort(order), order)
+    kept = whole.unique(columns[:-2], keep="first", maintain_order=True) if timed else whole
+    return Merged(_histories(kept, timed), len(whole) - len(kept))
+
+
+def _with_order(shard: pl.DataFrame) -> pl.DataFrame:
+    return shard if "order" in shard else shard.with_columns(pl.lit(None, pl.Int64).alias("order"))
+
+
+def _unite(rows: pl.DataFrame, order: Sequence[str]) -> pl.DataFrame:
+    """Make one interaction of the rows, sorted by `order`, that share user, order key and question."""
+    key = ["user", "order", "question"]
+    keyed = rows["order"].is_not_null()
+    several = rows.select(pl.struct(key).is_duplicated() & keyed).to_series() if keyed.any() else keyed
+    if not several.any():
+        return rows
+    first = pl.all().exclude(*key, "concepts").first()
+    joined = pl.col("concepts").str.join(CONCEPT_SEPARATOR)
+    united = rows.filter(several).group_by(key, maintain_order=True).agg(first, joined)
+    united = united.with_columns(canonical_concepts(united["concepts"]))
+    return pl.concat([rows.filter(~several), united.select(rows.columns)]).sort(order)
 
 
 def _histories(rows: pl.DataFrame, timed: bool) -> Histories:

@@ -9,19 +9,20 @@ import datetime
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import polars as pl
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dkt_ray.config import Config
 from dkt_ray.data import reader
+from dkt_ray.data.adapters import catalog
 from dkt_ray.data.buckets import deal
 from dkt_ray.data.engine import Engine
-from dkt_ray.data.parse import locate, parse
+from dkt_ray.data.parse import parse
 from dkt_ray.data.splits import SplitKind
 from dkt_ray.errors import InputError
 from dkt_ray.schema import RAW_COLUMNS, UNKNOWN
@@ -40,6 +41,8 @@ class DataConfig(Config):
 
     path: str
     """A file, folder or glob of .csv, .csv.gz or .parquet, local or on s3://."""
+    format: str = catalog.AUTO
+    """What the files are (docs/data-formats.md); auto: the six-column schema, or the format that is recognised."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Columns with other names than the six-column schema's, e.g. {user: student_id}."""
     max_rejected: float = Field(0.01, ge=0, le=1)
@@ -59,6 +62,13 @@ class DataConfig(Config):
     """Folds of the other users."""
     buckets: int | None = Field(None, ge=1, le=MOST_BUCKETS)
     """Files that the users are dealt to; unset: by size. What a reader gets does not depend on it."""
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in (catalog.AUTO, *catalog.FORMATS):
+            raise ValueError(f"expected {catalog.AUTO}, {', '.join(catalog.FORMATS)}")
+        return name
 
     @model_validator(mode="after")
     def _one_split(self) -> DataConfig:
@@ -87,6 +97,18 @@ class Inputs:
     """The files to be read, checked: they exist, have a header and the columns that are needed."""
 
     columns: Mapping[str, Mapping[str, str]]  # path -> canonical name -> column in that file
+    format: str = catalog.COMPETITION.name
+    questions: str | None = None  # path of the format's table of questions, which the rows depend on too
+
+    @property
+    def timestamp_is(self) -> Literal["shown", "submitted"] | None:
+        """What the format's timestamps tell; None where it has none."""
+        return catalog.FORMATS[self.format].timestamp_is
+
+    @property
+    def identity(self) -> list[str | None]:
+        """What the rows depend on beside the logs: the format, and the content of its table of questions."""
+        return [self.format, None if self.questions is None else reader.digest(self.questions).sha256]
 
     @property
     def timed(self) -> bool:
@@ -100,7 +122,7 @@ class Inputs:
 
     def only(self, paths: Sequence[str]) -> Inputs:
         """Some of the files."""
-        return Inputs({path: self.columns[path] for path in paths})
+        return replace(self, columns={path: self.columns[path] for path in paths})
 
 
 class Shards(NamedTuple):
@@ -109,6 +131,7 @@ class Shards(NamedTuple):
     keys: dict[int, list[str]]  # bucket -> keys of its shards
     rejected: int
     sources: int  # read tasks
+    dropped: Mapping[str, int] = {}  # reason -> rows that the format's rules leave out
 
 
 def inspect(config: DataConfig) -> Inputs:
@@ -117,14 +140,16 @@ def inspect(config: DataConfig) -> Inputs:
     Raises:
         InputError: no file, an empty one, a missing column, or timestamps in some files only.
     """
-    paths = list_inputs(config.path)
-    columns = {path: locate(reader.header(path), config.columns, path) for path in paths}
+    found = catalog.find(config.path, config.format, config.columns)
+    columns, paths = found.columns, list(found.columns)
+    if config.format != found.format.name != catalog.COMPETITION.name:
+        logger.info("%s: recognised as %s, %s", config.path, found.format.name, found.format.title)
     timed = [path for path in paths if "timestamp" in columns[path]]
     if timed and len(timed) < len(paths):
         other = next(path for path in paths if path not in timed)
-        name = config.columns.get("timestamp", RAW_COLUMNS["timestamp"])
+        name = columns[timed[0]]["timestamp"]
         raise InputError(f"{timed[0]} has the column {name!r}, {other} has not; give all files timestamps, or none")
-    return Inputs(columns)
+    return Inputs(columns, found.format.name, found.questions)
 
 
 def digests(paths: Sequence[str], engine: Engine) -> dict[str, str]:
@@ -183,28 +208,33 @@ def read(
     Raises:
         InputError: too many bad rows, no rows, or no known answer where some are needed.
     """
-    found = [source._replace(number=first_source + source.number) for source in reader.sources(list(inputs.columns))]
-    task = partial(_read_source, columns=inputs.columns, buckets=buckets, shards=shards, rejected=rejected)
+    listed = catalog.sources(catalog.FORMATS[inputs.format], list(inputs.columns))
+    found = [source._replace(number=first_source + source.number) for source in listed]
+    needed = inputs.only([source.path for source in found])
+    task = partial(_read_source, inputs=needed, buckets=buckets, shards=shards, rejected=rejected)
     reports = list(engine.run(task, [source._asdict() for source in found], "read files"))
     _check(config, reports, rejected, needs_answers)
+    dropped = _dropped(config, reports)
     keys: dict[int, list[str]] = {}
     for report in reports:
         for bucket, key in zip(report["shard_buckets"], report["shard_keys"], strict=True):
             keys.setdefault(bucket, []).append(key)
-    return Shards(keys, sum(sum(report["reason_counts"]) for report in reports), len(found))
+    return Shards(keys, sum(sum(report["reason_counts"]) for report in reports), len(found), dropped)
 
 
-def _read_source(
-    item: dict[str, Any], columns: Mapping[str, Mapping[str, str]], buckets: int, shards: Store, rejected: Store
-) -> dict[str, Any]:
+def _read_source(item: dict[str, Any], inputs: Inputs, buckets: int, shards: Store, rejected: Store) -> dict[str, Any]:
     source = reader.Source(**item)
+    adapter = catalog.FORMATS[inputs.format]
+    dropped: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     examples: dict[str, str] = {}
     keys: list[tuple[int, str]] = []
     rows = known = 0
-    for number, block in enumerate(reader.blocks(source, columns[source.path])):
+    blocks = catalog.blocks(adapter, source, inputs.columns[source.path], inputs.questions)
+    for number, block in enumerate(blocks):
         name = f"{source.number:05d}-{number:04d}.parquet"
-        parsed = parse(block.raw, source.path, block.rows)
+        dropped.update(block.dropped)
+        parsed = parse(block.raw, block.file, block.rows, adapter.milliseconds)
         bad = pl.concat([block.malformed, parsed.rejected])
         if len(bad):
             rejected.write_table(f"part-{name}", bad.sort("row", maintain_order=True).to_arrow())
@@ -223,9 +253,21 @@ def _read_source(
         "reasons": list(reasons),
         "reason_counts": list(reasons.values()),
         "examples": [examples[reason] for reason in reasons],
+        "dropped": list(dropped),
+        "dropped_counts": list(dropped.values()),
         "shard_buckets": [bucket for bucket, _ in keys],
         "shard_keys": [key for _, key in keys],
     }
+
+
+def _dropped(config: DataConfig, reports: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows that the format's rules left out, by reason: said, but no fault."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(dict(zip(report["dropped"], report["dropped_counts"], strict=True)))
+    for reason, count in sorted(total.items()):
+        logger.info("%s: left out %d rows: %s", config.path, count, reason)
+    return dict(sorted(total.items()))
 
 
 def _check(config: DataConfig, reports: Sequence[Mapping[str, Any]], rejected: Store, needs_answers: bool) -> None:

@@ -27,6 +27,7 @@ MISSING_TIME: Final = "missing timestamp"
 UNPARSABLE_TIME: Final = "unparsable timestamp (expected YYYY-MM-DD HH:MM:SS or epoch seconds or milliseconds)"
 WRONG_WIDTH: Final = "wrong number of columns"
 NOT_TEXT: Final = "not UTF-8 text"
+BAD_ORDER: Final = "unparsable order number (expected a whole number)"
 LINE_BREAK: Final = "line break inside a value (is a quotation mark left open?)"
 
 REJECTED_SCHEMA: Final = {"file": pl.String, "row": pl.Int64, "reason": pl.String, "raw": pl.String}
@@ -39,7 +40,10 @@ _MILLISECONDS_BELOW: Final = 1e14
 class Parsed(NamedTuple):
     """One table after validation."""
 
-    good: pl.DataFrame  # user, question, test, concepts: String; correct: Int8; timestamp (if timed): Int64 ms UTC; row
+    good: (
+        pl.DataFrame
+    )  # user, question, test, concepts: String; correct: Int8; timestamp (if timed): Int64 ms UTC; row;
+    # order (if the format has one): Int64, the source's own order key
     rejected: pl.DataFrame  # REJECTED_SCHEMA
 
 
@@ -68,15 +72,17 @@ def locate(header: list[str], columns: Mapping[str, str], file: str) -> dict[str
     return {name: column for column in header for name, wish in wanted.items() if wish == column}
 
 
-def parse(raw: pl.DataFrame, file: str, rows: Int64) -> Parsed:
+def parse(raw: pl.DataFrame, file: str | pl.Series, rows: Int64, milliseconds: bool = False) -> Parsed:
     """Validate a table.
 
     Args:
         raw: N rows; columns under canonical names (those that `locate` found), text or typed.
-        file: name for the rejected rows.
+        file: name for the rejected rows; [N] where a block holds rows of several files.
         rows: [N] number of each row in its file, 0-based.
+        milliseconds: timestamps are counts of milliseconds, however small.
     """
-    text = pl.DataFrame([_text(raw[name], file) for name in raw.columns if name != "timestamp"])
+    where = file if isinstance(file, str) else "several files"
+    text = pl.DataFrame([_text(raw[name], where) for name in raw.columns if name not in ("timestamp", "order")])
     read = {
         "user": text["user"],
         "question": text["question"],
@@ -92,18 +98,22 @@ def parse(raw: pl.DataFrame, file: str, rows: Int64) -> Parsed:
         pl.when(pl.col("correct").is_null()).then(pl.lit(UNKNOWN_ANSWER)),
     ]
     if "timestamp" in raw:
-        read["timestamp"] = _milliseconds(raw["timestamp"], file)
-        given = _text(raw["timestamp"].cast(pl.String), file).alias("given")
+        read["timestamp"] = _whole(raw["timestamp"]) if milliseconds else _milliseconds(raw["timestamp"], where)
+        given = _text(raw["timestamp"].cast(pl.String), where).alias("given")
         absent = pl.lit(given) == ""
         reasons.append(pl.when(absent).then(pl.lit(MISSING_TIME)))
         reasons.append(pl.when(pl.col("timestamp").is_null()).then(pl.lit(UNPARSABLE_TIME)))
+    if "order" in raw:
+        read["order"] = _whole(raw["order"])
+        reasons.append(pl.when(pl.col("order").is_null()).then(pl.lit(BAD_ORDER)))
     frame = pl.DataFrame([column.alias(name) for name, column in read.items()] + [pl.Series("row", rows, pl.Int64)])
     reason = frame.select(pl.coalesce(*reasons).alias("reason"))["reason"]
     bad = reason.is_not_null()
+    file = file if isinstance(file, str) else file.filter(bad)
     return Parsed(frame.filter(~bad), rejected(raw.filter(bad), file, frame["row"].filter(bad), reason.filter(bad)))
 
 
-def rejected(raw: pl.DataFrame, file: str, rows: pl.Series, reason: pl.Series | str) -> pl.DataFrame:
+def rejected(raw: pl.DataFrame, file: str | pl.Series, rows: pl.Series, reason: pl.Series | str) -> pl.DataFrame:
     """Rejected rows as they go into the store: where they stand, why, and the line's values as text.
 
     A value with line breaks becomes an entry for each line, so that an open quotation mark hides no lost line.
@@ -112,11 +122,9 @@ def rejected(raw: pl.DataFrame, file: str, rows: pl.Series, reason: pl.Series | 
     return (
         pl.DataFrame(
             {
-                "file": pl.repeat(file, len(raw), dtype=pl.String, eager=True),
+                "file": _repeated(file, len(raw)),
                 "row": rows,
-                "reason": pl.repeat(reason, len(raw), dtype=pl.String, eager=True)
-                if isinstance(reason, str)
-                else reason,
+                "reason": _repeated(reason, len(raw)),
                 "raw": raw.select(line.str.strip_chars_end("\n").str.split("\n").alias("raw"))["raw"],
             },
         )
@@ -131,6 +139,16 @@ def canonical_concepts(concepts: pl.Series) -> pl.Series:
     tags = distinct.str.split(CONCEPT_SEPARATOR).list.eval(pl.element().str.strip_chars())
     tags = tags.list.eval(pl.element().filter(pl.element() != "")).list.unique().list.sort()
     return concepts.replace_strict(distinct, tags.list.join(CONCEPT_SEPARATOR), return_dtype=pl.String)
+
+
+def _repeated(value: str | pl.Series, rows: int) -> pl.Series:
+    return pl.repeat(value, rows, dtype=pl.String, eager=True) if isinstance(value, str) else value
+
+
+def _whole(column: pl.Series) -> pl.Series:
+    """Whole numbers of a text or number column; null where there is none."""
+    text = pl.col("n").cast(pl.String).str.strip_chars().str.strip_suffix(".0")
+    return column.alias("n").to_frame().select(text.cast(pl.Int64, strict=False))["n"]
 
 
 def _text(column: pl.Series, file: str) -> pl.Series:

@@ -17,7 +17,7 @@ from dkt_ray.features.batch import Rows
 from dkt_ray.features.encoder import encode
 from dkt_ray.features.state import EncoderState
 
-CHUNK_ROWS: Final = 1 << 17  # encoded at one time; no result depends on it
+CHUNK_ROWS: Final = 1 << 16  # encoded at one time; no result depends on it
 
 
 def encode_users(histories: Histories, fold: Int8, state: EncoderState) -> Rows:

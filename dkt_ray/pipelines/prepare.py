@@ -113,6 +113,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     started = time.monotonic()
     files = open_store(config.store).child(folder(config.dataset))
     inputs = inspect(config.data)
+    config = _with_meaning_of_time(config, inputs)
     split = read_split(config.data)
     engine = choose(config.engine, inputs.text_bytes, config.local_bytes)
     with lease(files, f"dataset {config.dataset!r}"):
@@ -133,6 +134,15 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
+def _with_meaning_of_time(config: PrepareConfig, inputs: Inputs) -> PrepareConfig:
+    """The settings with what the files' format says of its timestamps, unless `encoder.timestamp_is` is set."""
+    meaning = inputs.timestamp_is
+    if meaning is None or "timestamp_is" in config.encoder.model_fields_set:
+        return config
+    logger.info("encoder.timestamp_is=%s, as the format %s says", meaning, inputs.format)
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"timestamp_is": meaning})})
+
+
 def _find(files: Store) -> Found:
     try:
         data, version = files.read_versioned(MANIFEST)
@@ -148,7 +158,7 @@ def _plan(
     config: PrepareConfig, inputs: Inputs, split: pa.Table | None, there: Manifest | None, engine: Engine
 ) -> Plan:
     """Decide what is to be read; nothing, where the dataset is there."""
-    settings = _settings(config, split)
+    settings = _settings(config, split, inputs)
     listed = digests(list(inputs.columns), engine)
     base = _base(config, settings, listed, inputs, there)
     wanted = (base.inputs if base else {}) | listed
@@ -158,13 +168,14 @@ def _plan(
     return Plan(settings, fingerprint, wanted, inputs.only(new), base, buckets)
 
 
-def _settings(config: PrepareConfig, split: pa.Table | None) -> str:
+def _settings(config: PrepareConfig, split: pa.Table | None, inputs: Inputs) -> str:
     """Hash of everything but the input files that the content depends on."""
     values = config.model_dump(mode="json", exclude=NOT_CONTENT)
     for name in ("path", "buckets"):
         del values["data"][name]
     parts = {
         "config": values,
+        "format": inputs.identity,
         "split": None if split is None else hashlib.sha256(json.dumps(split.to_pydict()).encode()).hexdigest(),
         "versions": [__version__, STATE_VERSION, list(VERSIONS), reader.BLOCK_BYTES],
     }

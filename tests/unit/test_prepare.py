@@ -159,7 +159,7 @@ def test_a_new_day_reads_its_own_file_and_touches_its_own_buckets_only(logs, tmp
     made = run(monday.parent, tmp_path / "store", data={"buckets": 16})
     assert made["added"] == 1
     once = {"read files": 1, "merge buckets": 1, "count answers": 1}
-    assert dict(ran) == {"hash files": 2, "measure numbers": 16} | once
+    assert dict(ran) == {"hash files": 2, "profile answers": 16, "measure numbers": 16} | once
     after = opened(tmp_path / "store").manifest
     changed = [one for one, other in zip(before.files, after.files, strict=True) if one != other]
     assert len(changed) == 1
@@ -197,7 +197,7 @@ def test_what_cannot_be_added_is_prepared_anew_and_refused_with_append(logs, tmp
         run(days[1], tmp_path / "other", append=True)
 
 
-STAGES = ["hash files", "read files", "merge buckets", "count answers", "measure numbers"]
+STAGES = ["hash files", "read files", "merge buckets", "count answers", "profile answers", "measure numbers"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
