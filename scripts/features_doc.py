@@ -14,10 +14,15 @@ INTRODUCTION = f"""# Features
 Made from `FEATURES` (dkt_ray/features/student.py) by `python scripts/features_doc.py`; a test keeps it true.
 
 Every number of a row reads the student's **visible past** and what was fitted on **other** users, nothing else:
-`visible` is how many earlier rows the row may read, `now` its own time where timestamps are times of showing, else the
-time of the last visible row. `r` is the overall rate of right answers. A student's rates start from {PRIOR:g}
-pseudo-answers at that rate. Fitted statistics are cross-fitted (a training user's rows are encoded without the user's
-own fold) and back off question → test → concept → head → overall.
+`visible` is how many earlier rows the row may read; `now` is its own time where timestamps are times of showing (not
+before the last visible row), else the time of the last visible row. `r` is the overall rate of right answers. A
+student's rates start from {PRIOR:g} pseudo-answers at that rate. Fitted statistics are cross-fitted (a training user's
+rows are encoded without the user's own fold) and back off question → test → concept → head → overall.
+
+What is said of the question's concepts is the sum over them: a row that shares two of them counts twice. "The last n
+answers" are rows, hidden ones included; a rate is that of the known answers among them. Rows without a test stand in
+one test together, rows without a head in none. A session ends with a pause of more than 30 minutes; a time of more than
+10 minutes between two rows is a pause, not time spent on a question.
 
 Groups are switched by `encoder.features`; `core` is always on. What the data cannot feed switches itself off, and
 `dkt prepare` says so.

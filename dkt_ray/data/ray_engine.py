@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
@@ -18,8 +18,6 @@ from dkt_ray.log import progress
 
 T = TypeVar("T")
 
-MOST_HELD: Final = 3  # shared values that a worker keeps
-
 
 class RayEngine:
     """One Ray Data task per item."""
@@ -27,8 +25,8 @@ class RayEngine:
     name: Final = "ray"
 
     def share(self, value: T) -> Callable[[], T]:
-        """Put a value into the object store once; tasks of one node read it from shared memory."""
-        return partial(_read, ray.put(value))
+        """Put a value into the object store once; a process reads it once."""
+        return partial(_shared, ray.put(value))
 
     def run(self, task: Task, items: Sequence[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
         """Map a picklable task over items."""
@@ -54,17 +52,10 @@ class RayEngine:
                     yield result
 
 
-_HELD: Final[dict[ray.ObjectRef[Any], Any]] = {}  # of this worker: the last few shared values, read once
-
-
-def _read(reference: ray.ObjectRef[T]) -> T:
-    """A shared value; a worker reads it once, so that what the value has computed of itself serves its later tasks."""
-    if reference not in _HELD:
-        for old in list(_HELD)[: len(_HELD) + 1 - MOST_HELD]:
-            del _HELD[old]
-        _HELD[reference] = ray.get(reference)
-    held: T = _HELD[reference]
-    return held
+@lru_cache(maxsize=1)
+def _shared(reference: ray.ObjectRef[T]) -> T:
+    """Rebuilt once in a process, which may have many tasks to do."""
+    return ray.get(reference)
 
 
 def _guarded(task: Task, table: pa.Table) -> pa.Table:

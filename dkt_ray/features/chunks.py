@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from dkt_ray.features.encoder import encode
 from dkt_ray.features.state import EncoderState
 
 CHUNK_ROWS: Final = 1 << 16  # encoded at one time; no result depends on it
+
+_EXCLUDING: Final[WeakKeyDictionary[EncoderState, dict[int, EncoderState]]] = WeakKeyDictionary()
 
 
 def encode_users(histories: Histories, fold: Int8, state: EncoderState) -> Rows:
@@ -44,12 +47,20 @@ def encode_chunks(
         chunk_rows: a chunk ends with the user who reaches it.
     """
     for each in np.unique(fold):
-        fitted = state if each == TEST else state.excluding(int(each))
+        fitted = state if each == TEST else _excluding(state, int(each))
         users = np.flatnonzero(fold == each)
         ends = np.cumsum(histories.lengths[users])
         chunk = (ends - histories.lengths[users]) // chunk_rows
         for some in np.split(users, np.flatnonzero(np.diff(chunk)) + 1):
             yield some, encode(histories.select(some), None, fitted).past
+
+
+def _excluding(state: EncoderState, fold: int) -> EncoderState:
+    """`state.excluding(fold)`, made once a state: the statistics of all items are worked out in it."""
+    made = _EXCLUDING.setdefault(state, {})
+    if fold not in made:
+        made[fold] = state.excluding(fold)
+    return made[fold]
 
 
 def _allocate(histories: Histories, like: Rows) -> Rows:

@@ -134,6 +134,7 @@ class _Items:
     known: Items  # [J]
     question: Int32  # [J] keys local to this call
     test: Int32  # [J]
+    test_in_head: Int32  # [J] a test is another one in another head
     sizes: Mapping[str, int]
 
     @classmethod
@@ -148,18 +149,22 @@ class _Items:
         known = state.items(
             *(values[key] for (_, values), key in zip(columns, (question, test, concepts), strict=True))
         )
+        pairs, test_in_head = _factorize(test * (HEADS + 1) + known.head)
         sizes = {"user": 1, "question": shape[0], "test": shape[1], "head": HEADS, "position": HEADS}
+        sizes |= {"test_in_head": max(1, len(pairs))}
         return cls(
             of_row=item,
             known=known,
             question=question.astype(np.int32),
             test=test.astype(np.int32),
+            test_in_head=test_in_head.astype(np.int32),
             sizes=sizes | {"concept": max(len(state.tags), int(known.tags.max(initial=-1)) + 1, 1)},
         )
 
     def keys(self) -> dict[str, Int32]:
-        """[J, 1] or [J, C] key of each item under each of `quantities.KEYS`, -1 = none."""
-        single = {"question": self.question, "test": self.test, "head": self.known.head, "position": self.known.tail}
+        """[J, 1] or [J, C] key of each item under each of `quantities.KEYS` and in `test_in_head`, -1 = none."""
+        single = {"question": self.question, "test": self.test, "test_in_head": self.test_in_head}
+        single |= {"head": self.known.head, "position": self.known.tail}
         keys = {name: column[:, None] for name, column in single.items()}
         return keys | {"user": np.zeros((len(self.question), 1), np.int32), "concept": self.known.tags}
 

@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 HEADS: Final = 1000  # a head, and likewise a tail, is a number of three digits
 DURATION_PRIOR: Final = 5.0  # pseudo-answers with which a distribution of durations starts from its parent's
+SHORTEST_MS: Final = 500  # the first bin of durations counts as beginning here
 SKETCH_PRIOR: Final = 10.0  # answers below which a question's sketch counts for less than a half
 
 
@@ -60,8 +61,9 @@ class Statistics:
     base_rate: float
     smoothing: float
     sums: Mapping[str, Sums]  # of question, test, concepts, head, tail
-    curves: Mapping[str, Curves]  # [V] of question (its own prior is in it), test, concepts, head; "all": [1]
-    durations: Mapping[str, Floats]  # [V, S] right answers by duration, of question, concepts; "all": [S]
+    curves: Mapping[str, Curves]  # [V] of question (1PL) and question_2pl, test, concepts, head; "all": [1]
+    answered: npt.NDArray[np.bool_]  # [V] questions with an answer of their own; others have their parents' curve
+    durations: Mapping[str, Floats]  # [V, S] right answers by duration, of question, test, concepts, head; "all": [S]
     sketches: Floats  # [V, D] of question, unit length times its weight
     test_size: Int64  # [V] distinct questions of a test
 
@@ -92,20 +94,24 @@ class Statistics:
             prior = Curves(*(np.repeat(each, sizes[name]) for each in everything))
             curves[name] = fit_curves(*answers, ABILITIES, prior, slope=True)
         hours = profile.column("durations").astype(np.float64)
-        durations = {name: _per_id(hours, levels[name], sizes[name]) for name in ("question", "concepts")}
+        durations = {
+            name: _per_id(hours, levels[name], sizes[name]) for name in ("question", "test", "concepts", "head")
+        }
         sketches = _per_id(profile.column("sketch").astype(np.float64), levels["question"], sizes["question"])
         length = np.linalg.norm(sketches, axis=1, keepdims=True)
         weight = sums["question"].graded[:, None]
         unit = sketches / np.maximum(length, 1e-300) * (weight / (weight + SKETCH_PRIOR))
-        found = cls(base_rate, smoothing, sums, curves, durations | {"all": hours.sum(0)}, unit, test_size)
         place = levels["question"]
+        answers = _per_id(graded, place, sizes["question"]), _per_id(right, place, sizes["question"])
+        answered = answers[0].sum(1) > 0
+        found = cls(base_rate, smoothing, sums, curves, answered, durations | {"all": hours.sum(0)}, unit, test_size)
         parents = found.backed_off({name: levels[name] for name in ("head", "test")}, levels["concepts"])
         prior = Curves(np.repeat(everything.easiness, sizes["question"]), np.ones(sizes["question"]))
         for target, source in zip(prior, parents, strict=True):
             target[place] = source
-        answers = _per_id(graded, place, sizes["question"]), _per_id(right, place, sizes["question"])
-        for name, slope in (("question", False), ("question_2pl", True)):
-            curves[name] = fit_curves(*answers, ABILITIES, prior, slope)
+        rasch = Curves(prior.easiness, np.ones(sizes["question"]))
+        curves["question"] = fit_curves(*answers, ABILITIES, rasch, slope=False)
+        curves["question_2pl"] = fit_curves(*answers, ABILITIES, prior, slope=True)
         return found
 
     def backed_off(self, ids: Mapping[str, Int32], concepts: Int32) -> Curves:
@@ -127,7 +133,7 @@ class Statistics:
         """The fitted values of items, [J, len(FITTED)], and their expected rates in 1e-6, [J]."""
         rates = self._rates(ids, concepts)
         curves = self._curves(ids, concepts)
-        question, known = ids["question"], concepts > UNKNOWN_ID
+        question = ids["question"]
         levels = {"question": question[:, None], "test": ids["test"][:, None], "concept": concepts}
         columns: dict[str, npt.NDArray[Any]] = {f"{name}_log_odds": log_odds(rate) for name, rate in rates.items()}
         for name, chosen in levels.items():
@@ -137,7 +143,7 @@ class Statistics:
         columns |= curves
         columns["test_size"] = self.test_size[ids["test"]]
         columns["number"] = tail
-        columns["expected_ms"] = self._median(question, concepts, known)
+        columns["expected_ms"] = self._median(ids, concepts)
         values = np.stack([columns[name].astype(np.float64) for name in FITTED], axis=1)
         return values, np.rint(rates["question"] * MICRO).astype(np.int64)
 
@@ -156,7 +162,7 @@ class Statistics:
 
     def _curves(self, ids: Mapping[str, Int32], concepts: Int32) -> dict[str, Floats]:
         parents, question = self.backed_off(ids, concepts), ids["question"]
-        known = question > UNKNOWN_ID
+        known = self.answered[question]
         two = self.curves["question_2pl"]
         return {
             "easiness": np.where(known, self.curves["question"].easiness[question], parents.easiness),
@@ -164,17 +170,16 @@ class Statistics:
             "discrimination": np.where(known, two.discrimination[question], parents.discrimination),
         }
 
-    def _median(self, question: Int32, concepts: Int32, known: npt.NDArray[np.bool_]) -> Floats:
-        """Median time of right answers in ms: of the question, from its concepts' distribution, from all answers'."""
+    def _median(self, ids: Mapping[str, Int32], concepts: Int32) -> Floats:
+        """Median time of right answers in ms: of the question, from the distributions of its parents."""
         shape = (self.durations["all"] + 1.0) / (self.durations["all"] + 1.0).sum()
-        for counts in (
-            (self.durations["concepts"][concepts] * known[..., None]).sum(1),
-            self.durations["question"][question],
-        ):
+        for name in ("head", "concepts", "test", "question"):
+            chosen = concepts if name == "concepts" else ids[name][:, None]
+            counts = (self.durations[name][chosen] * (chosen > UNKNOWN_ID)[..., None]).sum(1)
             shape = (counts + DURATION_PRIOR * shape) / (counts.sum(1, keepdims=True) + DURATION_PRIOR)
         place = np.minimum((np.cumsum(shape, axis=1) < 0.5).sum(1), len(DURATION_EDGES_MS) - 1)
-        below = np.maximum(DURATION_EDGES_MS[np.maximum(place - 1, 0)], 500)
-        return np.sqrt(below * DURATION_EDGES_MS[place].astype(np.float64))
+        edges = np.concatenate([[SHORTEST_MS], DURATION_EDGES_MS]).astype(np.float64)
+        return np.sqrt(edges[place] * edges[place + 1])  # the geometric middle of the bin
 
 
 def _per_id(table: Floats, ids: Int32, size: int) -> Floats:

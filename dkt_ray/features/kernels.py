@@ -24,7 +24,9 @@ Floats = npt.NDArray[np.float64]
 NEVER: Final = -1.0  # a time, duration or place that does not exist
 MICRO: Final = 1_000_000  # fixed-point unit of expected rates
 DAY_MS: Final = 86_400_000
-BY_KEY: Final = ("seen", "graded", "right", "surplus", "last", "last_answer", "last_ms", "first_ms", "fading", "faded")
+BY_KEY: Final = (
+    *("seen", "graded", "right", "surplus", "last", "last_answer", "last_ms", "span_ms", "repeats", "fading", "faded"),
+)
 NGRAM: Final = 4  # answers in the n-gram
 UNSEEN_ANSWER: Final = -2.0
 
@@ -47,7 +49,10 @@ def by_key(
     windows: Int64,
     out: Floats,
 ) -> None:
-    """What the visible past holds under a row's key (over all its concepts, where it has several).
+    """What the visible past holds under a row's key; where a row has several (concepts), the sum over them.
+
+    A row that shares two keys with the query counts twice; `last`, its answer and its time are those of the latest row
+    under any key, `span_ms` runs from a key's first row to its last, `repeats` are the rows of a key after its first.
 
     Columns: those of BY_KEY, then graded, right and surplus of the last n rows of the key for each n of `recents`, then
     seen, graded and right of the key's rows in the last w milliseconds before `now` for each w of `windows`.
@@ -98,18 +103,18 @@ def by_key(
             for k in range(out.shape[1]):
                 out[query, k] = 0.0
             latest = -1
-            earliest = -1
             for c in range(query_keys.shape[1]):
                 key = query_keys[query, c]
                 if key < 0 or count[key, 0] == 0:
                     continue
                 for k in range(4):
                     out[query, k] += count[key, k]
-                out[query, 8] += fading[key, 0]
-                out[query, 9] += fading[key, 1]
-                latest = max(latest, last[key])
-                earliest = first[key] if earliest < 0 else min(earliest, first[key])
                 seen = count[key, 0]
+                out[query, 7] += max(time[last[key]] - time[first[key]], 0)
+                out[query, 8] += seen - 1
+                out[query, 9] += fading[key, 0]
+                out[query, 10] += fading[key, 1]
+                latest = max(latest, last[key])
                 for n in range(len(recents)):
                     before = seen - recents[n]
                     for k in range(3):
@@ -125,7 +130,6 @@ def by_key(
             out[query, 4] = latest - start if latest >= 0 else NEVER
             out[query, 5] = correct[latest] if latest >= 0 else UNSEEN_ANSWER
             out[query, 6] = time[latest] if latest >= 0 else NEVER
-            out[query, 7] = time[earliest] if earliest >= 0 else NEVER
         for done in range(start, row):
             for c in range(width):
                 key = keys[done, c]
@@ -234,8 +238,7 @@ def trace(
             out[query, 5] = run
             for k in range(3):
                 out[query, 6 + k] = 0 if fresh else session[k]
-            reach = own[query] if own[query] >= 0 else (time[end] if rows > 0 else began)
-            out[query, 9] = 0 if fresh or rows == 0 else max(reach - began, 0)
+            out[query, 9] = 0 if fresh or rows == 0 else max(max(own[query], time[end]) - began, 0)
             out[query, 10] = sessions
             out[query, 11] = timed
             out[query, 12] = tempo
@@ -290,91 +293,84 @@ def passes(
 
 @numba.njit(cache=True, nogil=True)
 def day_cycles(
-    tests: Int32,
-    heads: Int32,
+    papers: Int32,
+    groups: Int32,
     correct: Int8,
     time: Int64,
     offsets: Int64,
-    query_tests: Int32,
-    query_heads: Int32,
+    query_papers: Int32,
+    query_groups: Int32,
     visible: Int32,
     now: Int64,
     query_offsets: Int64,
     order: Int64,
-    n_tests: int,
-    n_heads: int,
+    n_papers: int,
+    n_groups: int,
     out: Floats,
 ) -> None:
-    """Cycles by the second definition, (user, UTC day, test), seen from the user, the user's head and the cycle.
+    """Cycles by the second definition, the rows of one UTC day and paper, and their totals per group of rows.
 
-    Columns: of the user and then of the head: cycles, mean interval between a cycle's start and the row before it (ms),
-    mean over cycles of the mean time between rows (ms); of the row's own cycle: rows, graded, right, ms from its first
-    to its last row.
+    A paper's rows all stand in one group (the user's rows, or those in one head); rows of group -1 are left out.
+
+    Columns: of the query's group: cycles, mean time from the row before a cycle to its first row (ms), mean over cycles
+    of the mean time between their rows (ms); of the query's own cycle, that of its paper today: rows, graded, right, ms
+    from its first to its last row.
     """
-    groups = n_heads + 2  # the last two are rows without a head, and the user
-    cycles = np.zeros(groups, np.int64)
-    interval = np.zeros(groups, np.float64)
-    tempo = np.zeros(groups, np.float64)
-    latest = np.full(groups, -1, np.int64)
-    day = np.full(n_tests, -1, np.int64)
-    rows = np.zeros((n_tests, 3), np.int64)
-    span = np.zeros((n_tests, 2), np.int64)
+    cycles = np.zeros(n_groups, np.int64)
+    interval = np.zeros(n_groups, np.int64)
+    tempo = np.zeros(n_groups, np.float64)
+    latest = np.zeros(n_groups, np.int64)
+    day = np.full(n_papers, -1, np.int64)
+    rows = np.zeros((n_papers, 3), np.int64)
+    span = np.zeros((n_papers, 2), np.int64)
     for user in range(len(offsets) - 1):
         start = offsets[user]
         row = start
         for i in range(query_offsets[user], query_offsets[user + 1]):
             query = order[i]
             while row < start + visible[query]:
-                test = tests[row]
-                fresh = day[test] != time[row] // DAY_MS
-                old = 0.0
-                if fresh:
-                    day[test] = time[row] // DAY_MS
-                    rows[test, :] = 0
-                    span[test, 0] = time[row]
-                elif rows[test, 0] > 1:
-                    old = (span[test, 1] - span[test, 0]) / (rows[test, 0] - 1)
-                span[test, 1] = time[row]
-                rows[test, 0] += 1
-                if correct[row] >= 0:
-                    rows[test, 1] += 1
-                    rows[test, 2] += correct[row]
-                new = (span[test, 1] - span[test, 0]) / (rows[test, 0] - 1) if rows[test, 0] > 1 else 0.0
-                for level in range(2):
-                    group = _group(heads[row], n_heads, level)
-                    if fresh:
-                        if cycles[group] > 0:
-                            interval[group] += time[row] - latest[group]
-                        cycles[group] += 1
-                    tempo[group] += new - old
-                    latest[group] = time[row]
+                paper, group, at = papers[row], groups[row], time[row]
                 row += 1
-            for level in range(2):
-                group = _group(query_heads[query], n_heads, level)
-                out[query, 3 * level] = cycles[group]
-                out[query, 3 * level + 1] = interval[group] / (cycles[group] - 1) if cycles[group] > 1 else 0.0
-                out[query, 3 * level + 2] = tempo[group] / cycles[group] if cycles[group] > 0 else 0.0
-            test = query_tests[query]
-            same = visible[query] > 0 and day[test] == now[query] // DAY_MS
-            for k in range(3):
-                out[query, 6 + k] = rows[test, k] if same else 0
-            out[query, 9] = span[test, 1] - span[test, 0] if same else 0
+                if group < 0:
+                    continue
+                if day[paper] != at // DAY_MS:
+                    day[paper] = at // DAY_MS
+                    rows[paper, :] = 0
+                    span[paper, :] = at
+                    interval[group] += max(at - latest[group], 0) if cycles[group] > 0 else 0
+                    cycles[group] += 1
+                tempo[group] -= _mean_gap(span[paper], rows[paper, 0])
+                span[paper, 1] = at
+                rows[paper, 0] += 1
+                tempo[group] += _mean_gap(span[paper], rows[paper, 0])
+                latest[group] = at
+                if correct[row - 1] >= 0:
+                    rows[paper, 1] += 1
+                    rows[paper, 2] += correct[row - 1]
+            out[query, :] = 0.0
+            group = query_groups[query]
+            if group >= 0 and cycles[group] > 0:
+                out[query, 0] = cycles[group]
+                out[query, 1] = interval[group] / max(cycles[group] - 1, 1)
+                out[query, 2] = tempo[group] / cycles[group]
+            paper = query_papers[query]
+            if group >= 0 and rows[paper, 0] > 0 and day[paper] == now[query] // DAY_MS:
+                for k in range(3):
+                    out[query, 3 + k] = rows[paper, k]
+                out[query, 6] = max(span[paper, 1] - span[paper, 0], 0)
         for done in range(start, row):
-            day[tests[done]] = -1
-            for level in range(2):
-                group = _group(heads[done], n_heads, level)
-                cycles[group] = 0
-                interval[group] = 0.0
-                tempo[group] = 0.0
-                latest[group] = -1
+            day[papers[done]] = -1
+            rows[papers[done], :] = 0
+            if groups[done] >= 0:
+                cycles[groups[done]] = 0
+                interval[groups[done]] = 0
+                tempo[groups[done]] = 0.0
 
 
 @numba.njit(cache=True, nogil=True)
-def _group(head: int, n_heads: int, level: int) -> int:
-    """Counter of the user (level 0) or of the user's head (level 1; those without a head share one)."""
-    if level == 0:
-        return n_heads + 1
-    return head if head >= 0 else n_heads
+def _mean_gap(span: Int64, rows: int) -> float:
+    """Mean time between a cycle's rows, 0 below two."""
+    return max(span[1] - span[0], 0) / (rows - 1) if rows > 1 else 0.0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -499,8 +495,8 @@ def similar(
     CAPPED,
     SINCE_ROWS,
     SINCE_MS,
-    LOG_MEAN_GAP,
-    SPAN_DAYS,
+    LOG_MEAN_MS,
+    DAYS,
 ) = range(13)
 CAP_S: Final = 600.0
 
@@ -514,7 +510,6 @@ def evaluate(
         for f in range(len(code)):
             a = quantities[q, inputs[f, 0]]
             b = quantities[q, inputs[f, 1]]
-            c = quantities[q, inputs[f, 2]]
             op = code[f]
             if op == VALUE:
                 value = a
@@ -538,8 +533,8 @@ def evaluate(
                 value = log1p(b - 1.0 - a) if a >= 0.0 else NEVER
             elif op == SINCE_MS:
                 value = log1p(max(b - a, 0.0) / 1000.0) if a >= 0.0 and b >= 0.0 else NEVER
-            elif op == LOG_MEAN_GAP:
-                value = log1p((b - a) / (c - 1.0) / 1000.0) if c >= 2.0 else NEVER
+            elif op == LOG_MEAN_MS:
+                value = log1p(a / b / 1000.0) if b > 0.0 else NEVER
             else:
-                value = (b - a) / DAY_MS if a >= 0.0 else 0.0
+                value = a / DAY_MS
             out[q, f] = value

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     sources: tuple[Source, ...]
     column: Mapping[str, int]  # quantity -> column
     code: npt.NDArray[np.int64]  # [F]
-    inputs: npt.NDArray[np.int64]  # [F, 3]
+    inputs: npt.NDArray[np.int64]  # [F, 2]
 
 
 @cache
@@ -32,7 +32,7 @@ def plan(names: tuple[str, ...], others: tuple[str, ...] = ()) -> Plan:
     features = [FEATURE[name] for name in names]
     sources, column = used([*others, *(quantity for feature in features for quantity in feature.inputs)])
     inputs = [[column[quantity] for quantity in feature.inputs] for feature in features]
-    padded = np.array([[*each, *[0] * (3 - len(each))] for each in inputs], np.int64).reshape(len(features), 3)
+    padded = np.array([[*each, *[0] * (2 - len(each))] for each in inputs], np.int64).reshape(len(features), 2)
     return Plan(sources, column, np.array([feature.function for feature in features], np.int64), padded)
 
 

@@ -26,6 +26,7 @@ from dkt_ray.features.quantities import PAUSE_MS
 
 ABILITIES: Final = np.linspace(-3.0, 3.0, 13)  # [B] centres of the ability bins, on the log-odds scale
 ABILITY_PRIOR: Final = 1.0  # variance of a student's ability before the first answer
+ABILITY_STEPS, ABILITY_ENOUGH = 40, 1e-6  # Newton steps at most, and the step that is the last one
 QUESTION_PRIOR: Final = 4.0  # pseudo-answers at the fold's rate that a question's own rate starts from
 DURATION_EDGES_MS: Final = np.rint(1000 * np.geomspace(1, PAUSE_MS / 1000, 31)).astype(np.int64)  # [S - 1]
 SKETCH: Final = 32  # D
@@ -175,13 +176,13 @@ def _answers(
     question: Int32, correct: Int8, offsets: Int64, fold: Int8, logit: npt.NDArray[np.float64],
     centres: npt.NDArray[np.float64], variance: float, values: Int64,
 ) -> None:  # fmt: skip
-    """Graded and right answers by the student's ability: the mode of its posterior, two Newton steps per bin width."""
+    """Graded and right answers by the student's ability: the mode of its posterior, by Newton steps of at most 1."""
     bins = len(centres)
-    step = centres[1] - centres[0]
+    width = centres[1] - centres[0]
     questions = logit.shape[1]
     for user in range(len(offsets) - 1):
         ability = 0.0
-        for _ in range(6):
+        for _ in range(ABILITY_STEPS):
             slope = -ability / variance
             curve = -1.0 / variance
             for row in range(offsets[user], offsets[user + 1]):
@@ -189,8 +190,11 @@ def _answers(
                     p = 1.0 / (1.0 + np.exp(-(ability + logit[fold[user], question[row]])))
                     slope += correct[row] - p
                     curve -= p * (1.0 - p)
-            ability -= slope / curve
-        place = min(max(round((ability - centres[0]) / step), 0), bins - 1)
+            step = min(max(-slope / curve, -1.0), 1.0)
+            ability += step
+            if abs(step) < ABILITY_ENOUGH:
+                break
+        place = min(max(round((ability - centres[0]) / width), 0), bins - 1)
         for row in range(offsets[user], offsets[user + 1]):
             if correct[row] >= 0:
                 line = fold[user] * questions + question[row]

@@ -33,6 +33,7 @@ WINDOWS_MS: Final = {
     "user": {"10min": 10 * MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS},
     "concept": {"hour": HOUR_MS, "day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS},
 }
+DAY_CYCLES: Final = ("cycles", "interval", "gap", "seen", "graded", "right", "span")
 KEYS: Final = ("user", "question", "test", "concept", "head", "position")
 # fitted per item, in the order of `ItemTable.values`
 FITTED: Final = (
@@ -48,7 +49,9 @@ class Past:
     """Source rows, and the query rows that ask about them."""
 
     offsets: Int64  # [U + 1] of the source rows
-    keys: Mapping[str, Int32]  # [N, 1] or [N, C] call-local keys of the source rows, -1 = none; see KEYS
+    keys: Mapping[
+        str, Int32
+    ]  # [N, 1] or [N, C] call-local keys of the source rows, -1 = none; see KEYS (and test_in_head)
     sizes: Mapping[str, int]  # number of distinct keys
     items: Int64  # [N] row of the item's fitted values
     correct: Int8  # [N]
@@ -84,14 +87,13 @@ class Past:
 
     @cached_property
     def now(self) -> Int64:
-        """[Q] the query's own time where it may be known, else that of its last visible row, -1 without one."""
-        if self.query_timestamp is not None:
-            return self.query_timestamp
+        """[Q] the query's own time where it may be known, but not before its last visible row; -1 without either."""
         if not len(self.correct):
-            return np.full(self.queries, -1, np.int64)
+            return self.own
         start = np.repeat(self.offsets[:-1], np.diff(self.query_offsets))
         last = start + np.maximum(self.query_visible - 1, 0)
-        return np.where(self.query_visible > 0, self.time[np.minimum(last, len(self.time) - 1)], -1)
+        latest = np.where(self.query_visible > 0, self.time[np.minimum(last, len(self.time) - 1)], -1)
+        return latest if self.query_timestamp is None else np.maximum(self.own, latest)
 
 
 class Source(NamedTuple):
@@ -172,21 +174,21 @@ def _passes(past: Past, out: Floats) -> None:
     )
 
 
-def _day_cycles(past: Past, out: Floats) -> None:
+def _day_cycles(paper: str, group: str, past: Past, out: Floats) -> None:
     kernels.day_cycles(
-        past.keys["test"][:, 0],
-        past.keys["head"][:, 0],
+        past.keys[paper][:, 0],
+        past.keys[group][:, 0],
         past.correct,
         past.time,
         past.offsets,
-        past.query_keys["test"][:, 0],
-        past.query_keys["head"][:, 0],
+        past.query_keys[paper][:, 0],
+        past.query_keys[group][:, 0],
         past.query_visible,
         past.now,
         past.query_offsets,
         past.order,
-        past.sizes["test"],
-        past.sizes["head"],
+        past.sizes[paper],
+        past.sizes[group],
         out,
     )
 
@@ -244,14 +246,8 @@ SOURCES: Final = (
         _trace,
     ),
     Source("pass", ("number", "place", "graded", "right"), _passes),
-    Source(
-        "day",
-        (
-            *("user_cycles", "user_interval", "user_gap", "head_cycles", "head_interval", "head_gap"),
-            *("seen", "graded", "right", "span"),
-        ),
-        _day_cycles,
-    ),
+    Source("day", DAY_CYCLES, partial(_day_cycles, "test", "user")),
+    Source("head_day", DAY_CYCLES, partial(_day_cycles, "test_in_head", "head")),
     Source("elo", ("user", "concept", "logit"), _elo),
     Source("similar", ("likeness", "record"), _similar),
 )
@@ -266,34 +262,35 @@ _TIMED: Final = (
     "timed",
     "tempo",
     "last_ms",
-    "first_ms",
+    "span_ms",
     "last_tempo",
 )
 NEEDS: Final = {
-    "test": "test",
-    "pass": "test",
-    "day": "test",
-    "concept": "concepts",
-    "head": "head",
-    "position": "head",
+    "test": {"test"},
+    "pass": {"test"},
+    "day": {"test", "time"},
+    "head_day": {"head", "test", "time"},
+    "concept": {"concepts"},
+    "head": {"head"},
+    "position": {"head"},
+    "item.test": {"test"},
+    "item.concept": {"concepts"},
+    "item.head": {"head"},
+    "item.position": {"head"},
+    "item.number": {"head"},
+    "item.expected": {"time"},
+    "trace.lag": {"shown"},
+    "elo.concept": {"concepts"},
 }
 
 
 def needs(quantity: str) -> frozenset[str]:
     """What the data must have for a quantity to mean something: some of time, shown, test, concepts, head."""
     source, _, column = quantity.partition(".")
-    needed = {NEEDS[source]} if source in NEEDS else set()
     level = column.partition("_")[0]
-    if source == "item" and level in ("test", "concept", "head", "position"):
-        needed.add({"concept": "concepts", "position": "head"}.get(level, level))
     windows = {name for names in WINDOWS_MS.values() for name in names}
-    if source == "day" or column.startswith(_TIMED) or column == "expected_ms" or level in windows:
-        needed.add("time")
-    if quantity == "trace.lag":
-        needed.add("shown")
-    if source == "item" and column == "number":
-        needed.add("head")
-    return frozenset(needed)
+    timed = {"time"} if column.startswith(_TIMED) or level in windows else set()
+    return frozenset(NEEDS.get(source, set()) | NEEDS.get(f"{source}.{level}", set()) | timed)
 
 
 def used(quantities: Iterable[str]) -> tuple[tuple[Source, ...], dict[str, int]]:

@@ -17,7 +17,7 @@ PRIOR: Final = 2.0  # pseudo-answers that a student's own rates start from
 
 
 class Function(IntEnum):
-    """What a feature does with its inputs a, b, c."""
+    """What a feature does with its inputs a and b."""
 
     VALUE = kernels.VALUE  # a
     LOG_COUNT = kernels.LOG_COUNT  # log(1 + a)
@@ -30,8 +30,8 @@ class Function(IntEnum):
     CAPPED = kernels.CAPPED  # seconds from ms, 600 at most, -1 where unknown
     SINCE_ROWS = kernels.SINCE_ROWS  # log(1 + rows between row a and row b), -1 where there is no row a
     SINCE_MS = kernels.SINCE_MS  # log(1 + seconds from time a to time b), -1 where there is none
-    LOG_MEAN_GAP = kernels.LOG_MEAN_GAP  # log(1 + mean seconds between c rows from time a to time b), -1 below two rows
-    SPAN_DAYS = kernels.SPAN_DAYS  # days from time a to time b
+    LOG_MEAN_MS = kernels.LOG_MEAN_MS  # log(1 + a / b / 1000): mean seconds from ms in all, -1 where b is 0
+    DAYS = kernels.DAYS  # days from ms
 
 
 FORMULAS: Final = {
@@ -44,10 +44,10 @@ FORMULAS: Final = {
     Function.SURPLUS: "a / 1,000,000 / (b + 2)",
     Function.CAPPED: "min(a / 1000, 600), −1 unknown",
     Function.LOG_MS: "log(1 + a / 1000), −1 unknown",
-    Function.SINCE_ROWS: "log(b − a), −1 never",
+    Function.SINCE_ROWS: "log(1 + b − 1 − a): rows between place a and place b, −1 never",
     Function.SINCE_MS: "log(1 + (b − a) / 1000), −1 never",
-    Function.LOG_MEAN_GAP: "log(1 + (b − a) / (c − 1) / 1000), −1 below two rows",
-    Function.SPAN_DAYS: "(b − a) / 86,400,000",
+    Function.LOG_MEAN_MS: "log(1 + a / b / 1000), −1 where b = 0",
+    Function.DAYS: "a / 86,400,000",
 }
 
 
@@ -68,7 +68,7 @@ class Feature(NamedTuple):
 
 
 VALUE, LOG_COUNT, LOG_WRONG, LOG_ODDS, RATE, MEAN, SURPLUS, LOG_MS, CAPPED, *_REST = Function
-SINCE_ROWS, SINCE_MS, LOG_MEAN_GAP, SPAN_DAYS = _REST
+SINCE_ROWS, SINCE_MS, LOG_MEAN_MS, DAYS = _REST
 
 CORE: Final = "core"  # the group that is always on: baselines, mastery and every model build on it
 
@@ -96,7 +96,8 @@ def _record(key: str, group: str, of: str) -> list[Feature]:
 def _recent(key: str, rows: int, group: str, surplus: bool = False) -> list[Feature]:
     """The last rows of the student, or of the student under a key."""
     name = f"recent_{rows}" if key == "user" else f"{key}_recent_{rows}"
-    of = f"of the last {rows} visible answers" + ("" if key == "user" else f" of the same {key}")
+    of = f"of the last {rows} visible answers"
+    of += {"user": "", "concept": " on each of its concepts"}.get(key, f" of the same {key}")
     inputs = f"{key}.recent_{rows}_{{}} {key}.recent_{rows}_graded"
     odds = _line(f"{name}_log_odds", group, LOG_ODDS, inputs.format("right"), f"smoothed log-odds {of}")
     doc = f"mean of answer minus expected rate {of}"
@@ -128,15 +129,16 @@ def _distance(key: str, group: str, of: str) -> list[Feature]:
 
 def _aggregates(level: str, key: str, of: str) -> list[Feature]:
     """The reference's aggregates over the day cycles of the student, or of the student in a head."""
-    interval = f"log(1 + mean seconds from a cycle to the start of the next) {of}"
+    cycles = "day" if key == "user" else f"{key}_day"
+    interval = f"log(1 + mean seconds from the row before a cycle to its first row) {of}"
     gap = f"log(1 + mean over cycles of the mean seconds between their rows) {of}"
     span = f"days from the first to the last visible row {of}"
     return [
-        _line(f"{level}_cycles", "aggregate", LOG_COUNT, f"day.{key}_cycles", f"log(1 + cycles) {of}"),
-        _line(f"{level}_rows_per_cycle", "aggregate", RATE, f"{key}.seen day.{key}_cycles", f"rows per cycle {of}"),
-        _line(f"{level}_span_days", "aggregate", SPAN_DAYS, f"{key}.first_ms {key}.last_ms", span),
-        _line(f"{level}_cycle_interval", "aggregate", LOG_MS, f"day.{key}_interval", interval),
-        _line(f"{level}_cycle_gap", "aggregate", LOG_MS, f"day.{key}_gap", gap),
+        _line(f"{level}_cycles", "aggregate", LOG_COUNT, f"{cycles}.cycles", f"log(1 + cycles) {of}"),
+        _line(f"{level}_rows_per_cycle", "aggregate", RATE, f"{key}.seen {cycles}.cycles", f"rows per cycle {of}"),
+        _line(f"{level}_span_days", "aggregate", DAYS, f"{key}.span_ms", span),
+        _line(f"{level}_cycle_interval", "aggregate", LOG_MS, f"{cycles}.interval", interval),
+        _line(f"{level}_cycle_gap", "aggregate", LOG_MS, f"{cycles}.gap", gap),
     ]
 
 
@@ -161,9 +163,9 @@ FEATURES: Final = (
     _line("test_right", "difficulty", LOG_COUNT, "item.test_right", "log(1 + right answers in its test)"),
     _line("concept_graded", "difficulty", LOG_COUNT, "item.concept_graded", "log(1 + answers on its concepts)"),
     _line("concept_right", "difficulty", LOG_COUNT, "item.concept_right", "log(1 + right answers on them)"),
-    _line("test_size", "difficulty", VALUE, "item.test_size", "distinct questions of its test"),
-    _line("question_number", "difficulty", VALUE, "item.number", "its number in the test: the id's tail"),
-    _line("expected_time", "difficulty", LOG_MS, "item.expected_ms", "log(1 + median seconds of right answers)"),
+    _line("test_size", "difficulty", VALUE, "item.test_size", "known questions of its test, 0 of an unknown one"),
+    _line("question_number", "difficulty", VALUE, "item.number", "its number in the test: the id's tail, -1 none"),
+    _line("expected_time", "difficulty", LOG_MS, "item.expected_ms", "log(1 + binned median seconds of right answers)"),
     # item response theory, fitted on training users
     _line("easiness_1pl", "irt", VALUE, "item.easiness", "1PL easiness of the question, net of who answered"),
     _line("easiness_2pl", "irt", VALUE, "item.easiness_2pl", "2PL easiness of the question"),
@@ -185,8 +187,8 @@ FEATURES: Final = (
         "log(1 + wrong answers on its concepts): PFA",
     ),
     _line(
-        "concept_spacing", "concept", LOG_MEAN_GAP, "concept.first_ms concept.last_ms concept.seen",
-        "log(1 + mean seconds between answers on its concepts), -1 below two",
+        "concept_spacing", "concept", LOG_MEAN_MS, "concept.span_ms concept.repeats",
+        "log(1 + mean seconds between a row and the next one on the same concept), -1 where there is no next one",
     ),
     *_recent("concept", 5, "concept"),
     # the last answers

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 EngineKind = Literal["auto", "local", "ray"]
 
 SUBMITTED: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in a job that was submitted
-LOCAL_BYTES: Final = 1 << 30
+LOCAL_BYTES: Final = 512 << 20
 
 
 def choose(kind: EngineKind, text_bytes: int, local_bytes: int) -> Engine:

@@ -66,7 +66,8 @@ class PrepareConfig(Config):
     """local: in this process, without Ray; ray: through Ray Data; auto: local for a small input where no cluster is
     attached. A submitted job always takes ray."""
     local_bytes: int = Field(LOCAL_BYTES, ge=0)
-    """With engine=auto: size of the input, as plain text, up to which it is prepared locally."""
+    """With engine=auto: size of the input, as plain text, up to which it is prepared locally. Measured on 2 cores, with
+    the start of Ray: 131 MB here 9 s, through Ray 14 s; 1.1 GB 87 s and 71 s."""
 
 
 class Plan(NamedTuple):
@@ -113,7 +114,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     started = time.monotonic()
     files = open_store(config.store).child(folder(config.dataset))
     inputs = inspect(config.data)
-    config = _with_meaning_of_time(config, inputs)
+    config = _as_the_format_says(config, inputs)
     split = read_split(config.data)
     engine = choose(config.engine, inputs.text_bytes, config.local_bytes)
     with lease(files, f"dataset {config.dataset!r}"):
@@ -134,13 +135,13 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def _with_meaning_of_time(config: PrepareConfig, inputs: Inputs) -> PrepareConfig:
-    """The settings with what the files' format says of its timestamps, unless `encoder.timestamp_is` is set."""
-    meaning = inputs.timestamp_is
-    if meaning is None or "timestamp_is" in config.encoder.model_fields_set:
+def _as_the_format_says(config: PrepareConfig, inputs: Inputs) -> PrepareConfig:
+    """What the timestamps tell, where the format of the files knows it and nobody has set it."""
+    if inputs.timestamp_is is None or "timestamp_is" in config.encoder.model_fields_set:
         return config
-    logger.info("encoder.timestamp_is=%s, as the format %s says", meaning, inputs.format)
-    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"timestamp_is": meaning})})
+    logger.info("encoder.timestamp_is=%s, as the format %s says", inputs.timestamp_is, inputs.format)
+    encoder = config.encoder.model_copy(update={"timestamp_is": inputs.timestamp_is})
+    return config.model_copy(update={"encoder": encoder})
 
 
 def _find(files: Store) -> Found:
@@ -264,9 +265,7 @@ def _prepare(
     with clock.of("count"):
         buckets = stages.count_buckets(resuming, buckets, divided, plan.old, files)
     with clock.of("fit"):
-        fitted = stages.fit_state(
-            resuming, buckets, divided, config.encoder, plan.new.timed, files, work.child("profiles")
-        )
+        fitted = stages.fit_state(resuming, buckets, divided, config.encoder, plan.new.timed, files, work)
     _say_what_is_off(fitted.state)
     stages.warn_of_structure(fitted.state)
     manifest = _manifest(config, plan, shards, buckets, divided, fitted, rejected, clock.seconds)

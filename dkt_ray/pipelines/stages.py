@@ -209,44 +209,33 @@ def fit_state(
     files: Store,
     work: Store,
 ) -> Fitted:
-    """Fit the encoder on the training rows of all buckets: counts, profiles, which need the counts, then the scale."""
+    """Fit the encoder on the training rows of all buckets: counts, then profiles (they need counts), then the scale.
+
+    Args:
+        timed: whether rows have timestamps.
+    """
     counts = _total([bucket.counts for bucket in buckets], files)
     items = [
-        {"histories": bucket.histories, "fold": fold.tolist(), "cut": cut.tolist()}
-        for bucket, (fold, cut) in zip(buckets, divided.buckets, strict=True)
+        {"bucket": number, "histories": bucket.histories, "fold": fold.tolist(), "cut": cut.tolist()}
+        for number, (bucket, (fold, cut)) in enumerate(zip(buckets, divided.buckets, strict=True))
     ]
-    state = fit([counts], config, [_profile(engine, items, counts, config, files, work)], timed)
+    profiling = partial(
+        _profile_bucket,
+        counts=engine.share(counts),
+        submitted=config.timestamp_is == "submitted",
+        files=files,
+        work=work,
+    )
+    profiles = [report["profile"] for report in engine.run(profiling, items, "profile questions")]
+    state = fit([counts], config, [_total_profile(profiles, work)], timed)
     task = partial(_measure_bucket, state=engine.share(state), files=files)
-    nothing = Moments.nothing(len(state.number_names))
     measured = map(Moments.from_dict, engine.run(task, items, "measure numbers"))
-    state = state.with_scaler(functools.reduce(operator.add, measured, nothing))
+    state = state.with_scaler(functools.reduce(operator.add, measured))
     with tempfile.TemporaryDirectory() as local:
         state.save(Path(local))
         prefix = f"state/{state.digest[:DIGEST_CHARACTERS]}"
         files.upload(Path(local), prefix)
         return Fitted(state, prefix, sum(path.stat().st_size for path in Path(local).iterdir()))
-
-
-def _profile(
-    engine: Engine, items: Sequence[dict[str, Any]], counts: Counts, config: EncoderConfig, files: Store, work: Store
-) -> Profile:
-    """The profile of all buckets; each task leaves its own in the run's work folder."""
-    submitted = config.timestamp_is == "submitted"
-    task = partial(_profile_bucket, counts=engine.share(counts), submitted=submitted, files=files, work=work)
-    numbered = [item | {"bucket": number} for number, item in enumerate(items)]
-    keys = [report["key"] for report in engine.run(task, numbered, "profile answers")]
-    total = Profile.empty()
-    for start in range(0, len(keys), AT_ONCE):
-        some = [Profile.from_table(work.read_table(key)) for key in keys[start : start + AT_ONCE]]
-        total = merge_profiles([total, *some])
-    return total
-
-
-def _profile_bucket(
-    item: dict[str, Any], counts: Callable[[], Counts], submitted: bool, files: Store, work: Store
-) -> dict[str, Any]:
-    found = profile(*_trained(item, files), counts(), submitted)
-    return {"key": work.keep_table(f"b={item['bucket']:03d}", found.to_table()).key}
 
 
 def _total(keys: Sequence[str], files: Store) -> Counts:
@@ -256,6 +245,24 @@ def _total(keys: Sequence[str], files: Store) -> Counts:
         some = [Counts.from_table(files.read_table(key)) for key in keys[start : start + AT_ONCE]]
         total = [add_counts([*total, *some])]
     return total[0]
+
+
+def _profile_bucket(
+    item: dict[str, Any], counts: Callable[[], Counts], submitted: bool, files: Store, work: Store
+) -> dict[str, Any]:
+    histories, fold = _trained(item, files)
+    key = f"profiles/b={item['bucket']:03d}.parquet"
+    work.write_table(key, profile(histories, fold, counts(), submitted).to_table())
+    return {"profile": key}
+
+
+def _total_profile(keys: Sequence[str], work: Store) -> Profile:
+    """The profiles of all buckets, a few in memory at one time."""
+    total = Profile.empty()
+    for start in range(0, len(keys), AT_ONCE):
+        some = [Profile.from_table(work.read_table(key)) for key in keys[start : start + AT_ONCE]]
+        total = merge_profiles([total, *some])
+    return total
 
 
 def _measure_bucket(item: dict[str, Any], state: Callable[[], EncoderState], files: Store) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from dkt_ray.config import build, load
 from dkt_ray.data.splits import TEST
 from dkt_ray.errors import BundleError, ConfigError, ConflictError, NotFoundError
+from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines import publish, registry
 from dkt_ray.pipelines.publish import PublishConfig
 from dkt_ray.pipelines.registry import RegistryConfig
@@ -75,10 +76,9 @@ def test_training_users_are_hashed_with_the_key_and_test_users_are_not_among_the
     Registry(open_store(store)).fetch(digest, tmp_path / "bundle")
     hashes = set((tmp_path / "bundle/users.txt").read_text().split())
     training, test = set(), set()
-    for bucket in range(2):
-        table = open_store(store).read_table(f"datasets/default/histories/b={bucket:03d}.parquet", ["user", "fold"])
-        for user, fold in zip(table["user"].to_pylist(), table["fold"].to_pylist(), strict=True):
-            (test if fold == TEST else training).add(hmac.new(b"elsewhere", user.encode(), "sha256").hexdigest())
+    split = Dataset.open(open_store(store), "default").split
+    for user, fold in zip(split.names, split.fold, strict=True):
+        (test if fold == TEST else training).add(hmac.new(b"elsewhere", user.encode(), "sha256").hexdigest())
     assert hashes == training
     assert test
     assert hashes.isdisjoint(test)

@@ -67,7 +67,7 @@ def test_nothing_depends_on_the_number_of_buckets(logs, tmp_path):
         assert np.array_equal(left.open_vault("t").rows.numbers, right.open_vault("t").rows.numbers)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 10**6), files=st.integers(1, 5), buckets=st.integers(1, 9))
 def test_nothing_depends_on_the_order_of_rows_files_or_blocks(logs, tmp_path_factory, seed, files, buckets):
     folder = tmp_path_factory.mktemp("order")
@@ -159,7 +159,7 @@ def test_a_new_day_reads_its_own_file_and_touches_its_own_buckets_only(logs, tmp
     made = run(monday.parent, tmp_path / "store", data={"buckets": 16})
     assert made["added"] == 1
     once = {"read files": 1, "merge buckets": 1, "count answers": 1}
-    assert dict(ran) == {"hash files": 2, "profile answers": 16, "measure numbers": 16} | once
+    assert dict(ran) == {"hash files": 2, "profile questions": 16, "measure numbers": 16} | once
     after = opened(tmp_path / "store").manifest
     changed = [one for one, other in zip(before.files, after.files, strict=True) if one != other]
     assert len(changed) == 1
@@ -197,7 +197,7 @@ def test_what_cannot_be_added_is_prepared_anew_and_refused_with_append(logs, tmp
         run(days[1], tmp_path / "other", append=True)
 
 
-STAGES = ["hash files", "read files", "merge buckets", "count answers", "profile answers", "measure numbers"]
+STAGES = ["hash files", "read files", "merge buckets", "count answers", "profile questions", "measure numbers"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
