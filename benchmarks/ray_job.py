@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from benchmarks import core
 from benchmarks import pandas_baseline as baseline
 from benchmarks.environment import GIB
 from benchmarks.process_tree import Ran, drop_from_cache, run
@@ -69,15 +68,8 @@ def pandas_on(path: str) -> None:
 
 
 def prepare(path: str, store: str, environment: Mapping[str, str]) -> tuple[Ran, dict[str, Any]]:
-    """Run the job with the groups of the reference's columns; gives its result line too."""
-    settings = {
-        "data.path": path,
-        "store": store,
-        "engine": "ray",
-        "encoder.features": json.dumps(core.GROUPS),
-        "encoder.min_count": 1,
-        "force": "true",
-    }
+    """Run the job with all features; gives its result line too."""
+    settings = {"data.path": path, "store": store, "engine": "ray", "force": "true"}
     sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     ran = run([sys.executable, "-m", "dkt_ray.cli", "prepare", *sets], environment)
     return ran, json.loads(ran.stdout.splitlines()[-1])
