@@ -1,4 +1,4 @@
-"""Part (b): `dkt prepare` through Ray, its start included, at several sizes, and beside plain pandas on the same CSV."""
+"""Part (b): `dkt prepare` through Ray, its start included, at several sizes, and plain pandas on the same CSV."""
 
 from __future__ import annotations
 
