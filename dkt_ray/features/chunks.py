@@ -6,6 +6,7 @@ Legend: U users, N rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -23,18 +24,26 @@ CHUNK_ROWS: Final = 1 << 16  # encoded at one time; no result depends on it
 _EXCLUDING: Final[WeakKeyDictionary[EncoderState, dict[int, EncoderState]]] = WeakKeyDictionary()
 
 
-def encode_users(histories: Histories, fold: Int8, state: EncoderState) -> Rows:
+def encode_users(histories: Histories, fold: Int8, state: EncoderState, threads: int = 1) -> Rows:
     """Encode users with what was fitted on others: fold k with a state that excludes k, test users with the full state.
 
     Args:
         fold: [U] fold of each user.
         state: fitted on all training rows.
+        threads: chunks that are encoded at one time; the recursions release the interpreter.
     """
     rows = _allocate(histories, encode(histories.select(np.empty(0, np.int64)), None, state).past)
-    for users, part in encode_chunks(histories, fold, state):
+
+    def fill(chunk: tuple[Int64, EncoderState]) -> None:
+        users, fitted = chunk
+        part = encode(histories.select(users), None, fitted).past
         place, _ = ranges(histories.offsets[users], histories.offsets[users + 1])
         for into, column in zip(_columns(rows), _columns(part), strict=True):
             into[place] = column
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fill, _chunks(histories, fold, state, CHUNK_ROWS)):
+            pass
     return rows
 
 
@@ -46,21 +55,21 @@ def encode_chunks(
     Args:
         chunk_rows: a chunk ends with the user who reaches it.
     """
+    for users, fitted in _chunks(histories, fold, state, chunk_rows):
+        yield users, encode(histories.select(users), None, fitted).past
+
+
+def _chunks(
+    histories: Histories, fold: Int8, state: EncoderState, chunk_rows: int
+) -> Iterator[tuple[Int64, EncoderState]]:
+    """Some users of one fold at a time, and the state that encodes them."""
     for each in np.unique(fold):
-        fitted = state if each == TEST else _excluding(state, int(each))
+        fitted = state if each == TEST else state.excluding(int(each))
         users = np.flatnonzero(fold == each)
         ends = np.cumsum(histories.lengths[users])
         chunk = (ends - histories.lengths[users]) // chunk_rows
         for some in np.split(users, np.flatnonzero(np.diff(chunk)) + 1):
-            yield some, encode(histories.select(some), None, fitted).past
-
-
-def _excluding(state: EncoderState, fold: int) -> EncoderState:
-    """`state.excluding(fold)`, made once a state: the statistics of all items are worked out in it."""
-    made = _EXCLUDING.setdefault(state, {})
-    if fold not in made:
-        made[fold] = state.excluding(fold)
-    return made[fold]
+            yield some, fitted
 
 
 def _allocate(histories: Histories, like: Rows) -> Rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import os
 import socket
 import tempfile
 from collections.abc import Collection, Iterator
@@ -33,6 +34,7 @@ from dkt_ray.schema import UNKNOWN
 from dkt_ray.storage import Store, json_bytes
 
 MANIFEST: Final = "manifest.json"
+MOST_THREADS: Final = 4  # that encode at one time when a dataset is loaded
 HISTORY_COLUMNS: Final = ("user", "question", "test", "concepts", "correct", "timestamp")
 
 Mask = npt.NDArray[np.bool_]
@@ -197,7 +199,8 @@ class Dataset:
             ConfigError: a fold that does not exist; held-out rows are reached by `open_vault` only.
         """
         histories, fold = self.load_histories(folds)
-        return Split(encode_users(histories, fold, self.state), histories.users, fold)
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        return Split(encode_users(histories, fold, self.state, threads), histories.users, fold)
 
     def load_histories(self, folds: Collection[int] | None = None) -> tuple[Histories, Int8]:
         """Histories (training rows) and folds of the same users, in the same order, as `load` returns.

@@ -503,22 +503,44 @@ CAP_S: Final = 600.0
 
 @numba.njit(cache=True, nogil=True)
 def evaluate(
-    quantities: Floats, code: Int64, inputs: Int64, base_rate: float, prior: float, out: npt.NDArray[np.float32]
+    quantities: Floats,
+    fitted: Floats,
+    items: Int64,
+    code: Int64,
+    inputs: Int64,
+    base_rate: float,
+    prior: float,
+    log_counts: Floats,
+    log_right: Floats,
+    log_wrong: Floats,
+    out: npt.NDArray[np.float32],
 ) -> None:
-    """Apply each feature's function to its input columns: [Q, P] quantities to [Q, F] numbers."""
-    for q in range(len(quantities)):
+    """Apply each feature's function to its inputs: [Q, P] quantities to [Q, F] numbers.
+
+    Args:
+        fitted: [J, len(FITTED)] values of items; input -1 - k is column k of them.
+        items: [Q] item of each row.
+        inputs: [F, 2].
+        log_counts: log(1 + n) of small n; log_right, log_wrong: log(n + the prior's right, wrong answers).
+    """
+    small = len(log_counts)
+    for q in range(len(out)):
         for f in range(len(code)):
-            a = quantities[q, inputs[f, 0]]
-            b = quantities[q, inputs[f, 1]]
+            i, j = inputs[f, 0], inputs[f, 1]
+            a = quantities[q, i] if i >= 0 else fitted[items[q], -1 - i]
+            b = quantities[q, j] if j >= 0 else fitted[items[q], -1 - j]
             op = code[f]
             if op == VALUE:
                 value = a
             elif op == LOG_COUNT:
-                value = log1p(a)
+                value = log_counts[int(a)] if a < small else log1p(a)
             elif op == LOG_WRONG:
-                value = log1p(b - a)
+                value = log_counts[int(b - a)] if b - a < small else log1p(b - a)
             elif op == LOG_ODDS:
-                value = log((a + prior * base_rate) / (b - a + prior * (1.0 - base_rate)))
+                if b < small and a == int(a) and b == int(b):  # counts, not sums of fading weights
+                    value = log_right[int(a)] - log_wrong[int(b - a)]
+                else:
+                    value = log((a + prior * base_rate) / (b - a + prior * (1.0 - base_rate)))
             elif op == RATE:
                 value = a / b if b > 0.0 else 0.0
             elif op == MEAN:

@@ -104,10 +104,6 @@ class Source(NamedTuple):
     fill: Callable[[Past, Floats], None]
 
 
-def _fitted(past: Past, out: Floats) -> None:
-    np.take(past.fitted, past.query_items, axis=0, out=out, mode="clip")
-
-
 def _row(past: Past, out: Floats) -> None:
     now = past.now
     out[:, 0] = past.query_visible
@@ -119,7 +115,7 @@ def _row(past: Past, out: Floats) -> None:
     out[:, 4] = np.where(known, (now // DAY_MS + 3) % 7 >= 5, 0.0)  # 1970-01-01 was a Thursday
 
 
-def _by_key(key: str, past: Past, out: Floats) -> None:
+def _by_key(key: str, recents: tuple[int, ...], windows: tuple[int, ...], past: Past, out: Floats) -> None:
     kernels.by_key(
         past.keys[key],
         past.correct,
@@ -133,8 +129,8 @@ def _by_key(key: str, past: Past, out: Floats) -> None:
         past.order,
         past.sizes[key],
         DECAY,
-        _numbers(RECENT.get(key, ())),
-        _numbers(WINDOWS_MS.get(key, {}).values()),
+        _numbers(recents),
+        _numbers(windows),
         out,
     )
 
@@ -227,14 +223,20 @@ def _similar(past: Past, out: Floats) -> None:
     )
 
 
-def _of_key(key: str) -> Source:
-    recent = (f"recent_{n}_{what}" for n in RECENT.get(key, ()) for what in ("graded", "right", "surplus"))
-    windows = (f"{name}_{what}" for name in WINDOWS_MS.get(key, {}) for what in ("seen", "graded", "right"))
-    return Source(key, (*BY_KEY, *recent, *windows), partial(_by_key, key))
+def _of_key(key: str, columns: frozenset[str] | None = None) -> Source:
+    """The recursion of one key, with the lists of last rows and time windows that the given columns need (or all)."""
+
+    def needed(name: str) -> bool:
+        return columns is None or any(column.startswith(f"{name}_") for column in columns)
+
+    recents = tuple(n for n in RECENT.get(key, ()) if needed(f"recent_{n}"))
+    windows = {name: ms for name, ms in WINDOWS_MS.get(key, {}).items() if needed(name)}
+    names = [f"recent_{n}_{what}" for n in recents for what in ("graded", "right", "surplus")]
+    names += [f"{name}_{what}" for name in windows for what in ("seen", "graded", "right")]
+    return Source(key, (*BY_KEY, *names), partial(_by_key, key, recents, tuple(windows.values())))
 
 
 SOURCES: Final = (
-    Source("item", FITTED, _fitted),
     Source("row", ("visible", "now", "hour_sin", "hour_cos", "weekend"), _row),
     *(_of_key(key) for key in KEYS),
     Source(
@@ -295,8 +297,12 @@ def needs(quantity: str) -> frozenset[str]:
 
 def used(quantities: Iterable[str]) -> tuple[tuple[Source, ...], dict[str, int]]:
     """The sources that make the given quantities, and the column of every quantity of these sources."""
-    wanted = {quantity.partition(".")[0] for quantity in quantities}
-    sources = tuple(source for source in SOURCES if source.name in wanted)
+    wanted: dict[str, set[str]] = {}
+    for quantity in quantities:
+        source, _, column = quantity.partition(".")
+        wanted.setdefault(source, set()).add(column)
+    chosen = [source for source in SOURCES if source.name in wanted]
+    sources = tuple(_of_key(each.name, frozenset(wanted[each.name])) if each.name in KEYS else each for each in chosen)
     names = [f"{source.name}.{column}" for source in sources for column in source.columns]
     return sources, {name: place for place, name in enumerate(names)}
 

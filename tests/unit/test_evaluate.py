@@ -11,7 +11,8 @@ from tests.runs import write_log
 
 
 @pytest.mark.parametrize(
-    "split", [{"split": "last_answer", "test_fraction": 0.5}, {"split": "temporal", "split_time": "2020-01-04 00:00:00"}]
+    "split",
+    [{"split": "last_answer", "test_fraction": 0.5}, {"split": "temporal", "split_time": "2020-01-04 00:00:00"}],
 )
 def test_rows_that_train_are_not_scored(split, tmp_path):
     log = write_log(tmp_path / "log.csv", random_histories(np.random.default_rng(2), 30))
