@@ -5,6 +5,7 @@ Both sides get the same rows and give the same float32 columns and the same wind
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
@@ -22,7 +23,7 @@ from dkt_ray.data.simulate import SimulateConfig, simulate
 from dkt_ray.data.splits import TEST
 from dkt_ray.data.windows import StrategyName, WindowConfig, Windows, draw
 from dkt_ray.errors import DktError
-from dkt_ray.features.chunks import encode_chunks
+from dkt_ray.features.chunks import encode_users
 from dkt_ray.features.difficulty import count
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, fit
 from dkt_ray.features.restated import AGGREGATES, ROW_FEATURES
@@ -175,11 +176,9 @@ def measure(users: int, repeats: int) -> dict[str, Any]:
 
 
 def _numbers(histories: Histories, state: EncoderState) -> npt.NDArray[np.float32]:
-    """Encode some users at a time, as everything that reads a dataset does; the state leaves nobody out."""
-    out = np.empty((histories.rows, len(state.number_names)), np.float32)
-    for users, rows in encode_chunks(histories, np.full(len(histories.users), TEST, np.int8), state):
-        out[histories.offsets[users[0]] : histories.offsets[users[-1] + 1]] = rows.numbers
-    return out
+    """Encode as a dataset is loaded, on all cores; the state leaves nobody out."""
+    nobody: Int8 = np.full(len(histories.users), TEST, np.int8)
+    return encode_users(histories, nobody, state, threads=os.cpu_count() or 1).numbers
 
 
 def _drawn(histories: Histories) -> dict[str, Windows]:
