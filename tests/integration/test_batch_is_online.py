@@ -50,7 +50,9 @@ def encode_bucket(item: dict[str, Any], state: Callable[[], EncoderState], store
     return {"digests": json.dumps(found)}
 
 
-@pytest.mark.parametrize(("timestamp_is", "bundle"), itertools.product(("shown", "submitted"), ("none", "test_run")))
+@pytest.mark.parametrize(
+    ("timestamp_is", "bundle"), list(itertools.product(("shown", "submitted"), ("none", "test_run")))
+)
 def test_every_row_of_every_bucket(ray_cluster, tmp_path, timestamp_is, bundle):
     histories = random_histories(np.random.default_rng(3), 24, longest=12)
     encoder = {"timestamp_is": timestamp_is, "bundle": bundle, "min_count": 2}
