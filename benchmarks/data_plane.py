@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help="some of " + ",".join(PARTS))
     parser.add_argument("--repeats", type=int, default=5, help="of each side in part (a)")
-    parser.add_argument("--rows", type=_sizes, default=[2_500_000], help="of part (b), e.g. 2.5m,20m,100m")
+    parser.add_argument("--rows", type=_sizes, default=[2_500_000, 20_000_000], help="of part (b), e.g. 2.5m,20m,100m")
     parser.add_argument("--ray-repeats", type=int, default=1, help="of both sides of part (b), at its smallest size")
     parser.add_argument("--s3", type=_size, help="also this many rows from s3:// to s3:// (SeaweedFS), e.g. 20m")
     parser.add_argument("--folder", type=Path, default=Path("data/benchmarks"), help="for logs, which are kept")
