@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +19,6 @@ from dkt_ray.features.encoder import encode
 from dkt_ray.features.state import EncoderState
 
 CHUNK_ROWS: Final = 1 << 16  # encoded at one time; no result depends on it
-
-_EXCLUDING: Final[WeakKeyDictionary[EncoderState, dict[int, EncoderState]]] = WeakKeyDictionary()
 
 
 def encode_users(histories: Histories, fold: Int8, state: EncoderState, threads: int = 1) -> Rows:

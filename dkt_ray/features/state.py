@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +45,10 @@ SECOND_EDGES: Final = np.array(
     dtype=np.float64,
 )
 FIRST_ID: Final = 2  # 0 is padding, 1 is unknown
+LARGEST: Final = 1e4  # of a number, when the scale is measured
+MOMENT_ROWS: Final = 1 << 15  # whose squares add up in 64 bits
+
+Totals = npt.NDArray[np.object_]
 
 
 class BinningConfig(Config):
@@ -92,32 +97,37 @@ class EncoderConfig(Config):
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, sum, sum of squares and range of the numeric columns in fixed point: they add up exactly in any order."""
+    """Count, sum, sum of squares and range of the numeric columns in fixed point: they add up exactly in any order.
+
+    Sums are Python's integers: they hold any number of rows.
+    """
 
     count: int
-    sums: Int64  # [F]
-    squares: Int64  # [F]
-    lowest: Int64  # [F]
+    sums: Totals  # [F] in 1 / UNIT
+    squares: Totals  # [F] in 1 / SQUARE_UNIT
+    lowest: Int64  # [F] in 1 / UNIT
     highest: Int64  # [F]
 
     UNIT = 1 << 12
+    SQUARE_UNIT = 1 << 20
 
     @classmethod
     def nothing(cls, columns: int) -> Moments:
         """The moments of no row."""
-        ends, zero = np.iinfo(np.int64), np.zeros(columns, np.int64)
+        ends, zero = np.iinfo(np.int64), np.zeros(columns, object)
         return cls(0, zero, zero, np.full(columns, ends.max), np.full(columns, ends.min))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists."""
-        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+        """Plain numbers and lists; totals as text, as they may pass 64 bits."""
+        totals = {name: [str(value) for value in getattr(self, name)] for name in ("sums", "squares")}
+        return {"count": self.count, "lowest": self.lowest.tolist(), "highest": self.highest.tolist()} | totals
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Moments:
         """Read back what `to_dict` gave."""
-        return cls(
-            found["count"], *(np.array(found[name], np.int64) for name in ("sums", "squares", "lowest", "highest"))
-        )
+        totals = (np.array([int(value) for value in found[name]], object) for name in ("sums", "squares"))
+        ends = (np.array(found[name], np.int64) for name in ("lowest", "highest"))
+        return cls(found["count"], *totals, *ends)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -130,11 +140,14 @@ class Moments:
 
 
 def moments(rows: Rows) -> Moments:
-    """Moments of the numeric columns of the given rows."""
-    fixed = np.rint(rows.numbers.astype(np.float64) * Moments.UNIT).astype(np.int64)
-    ends = np.iinfo(np.int64)
-    lowest, highest = fixed.min(0, initial=ends.max), fixed.max(0, initial=ends.min)
-    return Moments(len(fixed), fixed.sum(0), (fixed * fixed).sum(0), lowest, highest)
+    """Moments of the numeric columns of the given rows; numbers beyond LARGEST count as that."""
+    total = Moments.nothing(rows.numbers.shape[1])
+    for start in range(0, len(rows.numbers), MOMENT_ROWS):
+        some = np.clip(rows.numbers[start : start + MOMENT_ROWS].astype(np.float64), -LARGEST, LARGEST)
+        fixed = np.rint(some * Moments.UNIT).astype(np.int64)
+        squares = np.rint(some * some * Moments.SQUARE_UNIT).astype(np.int64).sum(0).astype(object)
+        total += Moments(len(some), fixed.sum(0).astype(object), squares, fixed.min(0), fixed.max(0))
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,8 +273,8 @@ class EncoderState:
         rows, unit = max(total.count, 1), float(Moments.UNIT)
         if self.config.scaling == "min_max" and total.count:
             return replace(self, mean=total.lowest / unit, std=np.maximum((total.highest - total.lowest) / unit, 1e-6))
-        mean = total.sums / (rows * unit)
-        variance = total.squares / (rows * unit**2) - mean**2
+        mean = (total.sums / (rows * unit)).astype(np.float64)
+        variance = (total.squares / (rows * float(Moments.SQUARE_UNIT))).astype(np.float64) - mean**2
         return replace(self, mean=mean, std=np.sqrt(np.maximum(variance, 1e-12)))
 
     def collapsed(self) -> EncoderState:

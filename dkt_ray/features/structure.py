@@ -42,9 +42,9 @@ def implied_test(questions: Strings) -> Strings:
 
 
 def consistent(questions: Strings, tests: Strings) -> npt.NDArray[np.bool_]:
-    """Where `question[1:7] == test[1:4] + test[7:10]` (true where the pattern does not apply)."""
+    """Where `question[1:7] == test[1:4] + test[7:10]` (true where the pattern does not apply, or no test is named)."""
     implied = implied_test(questions)
-    return (implied == "") | (implied == tests)
+    return (implied == "") | (tests == "") | (implied == tests)
 
 
 def _strings(array: pa.Array) -> Strings:

@@ -227,6 +227,8 @@ def _obstacle(
     new = sorted(set(listed) - set(there.inputs))
     if new and new[0] < max(there.inputs):
         return f"{new[0]} is new, but does not sort after {max(there.inputs)}"
+    if new and any("order" in columns for columns in inputs.columns.values()):
+        return "the order of its rows is a column of the files, which histories do not keep"
     planned = buckets_for(inputs.text_bytes)
     if config.data.buckets is None and not config.append and planned > MOST_GROWTH * there.buckets:
         return f"it has {there.buckets} buckets, and its files now need {planned}"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 from uuid import uuid4
 
-from dkt_ray.errors import ConflictError, NotFoundError
+from dkt_ray.errors import ConflictError, NotFoundError, StorageError
 from dkt_ray.storage.store import Store, json_bytes, parse_json
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def _renew(files: Store, mine: str, version: str, ended: threading.Event) -> Non
         except ConflictError:
             logger.warning("%s: somebody else took the lease over", files.url)
             return
+        except StorageError as error:  # it may pass: the lease holds for a while without being renewed
+            logger.warning("%s: the lease could not be renewed, trying again: %s", files.url, error)
 
 
 def _content(mine: str) -> bytes:

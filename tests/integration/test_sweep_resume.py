@@ -22,12 +22,12 @@ from tests.sweep_data import SMALL, prepared
 __all__ = ["prepared"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = 120  # of the family that is still at work when the driver dies
+EPOCHS = 300  # of the family that is still at work when the driver dies
 SETTINGS = {
     "trials": 2,
     "run": "killed",
     "checkpoint_s": 0,
-    "grace_period": 150,  # nothing is stopped early: every trial runs to its end
+    "grace_period": 350,  # nothing is stopped early: every trial runs to its end
     "overrides": {
         "lightgbm": SMALL["lightgbm"],
         "lstm_attention": SMALL["lstm_attention"] | {"epochs": EPOCHS, "patience": EPOCHS},

@@ -389,3 +389,17 @@ def test_the_local_engine_does_not_import_ray(logs, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert opened(tmp_path / "store").manifest.users == 40
+
+
+def test_files_whose_rows_have_an_order_of_their_own_are_prepared_anew(tmp_path, caplog):
+    header = "order_id,user_id,problem_id,correct,skill_id,ms_first_response\n"
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    (folder / "a.csv").write_text(header + "1,u,q1,1,s1,10\n5,u,q5,0,s5,10\n2,v,q1,0,s1,10\n")
+    run(folder, tmp_path / "store", data={"format": "assistments2009"})
+    (folder / "b.csv").write_text(header + "3,u,q3,1,s3,10\n5,u,q5,0,s6,10\n")
+    caplog.set_level(logging.INFO)
+    grown = run(folder, tmp_path / "store", data={"format": "assistments2009"})
+    assert "the order of its rows is a column of the files" in caplog.text
+    assert grown["content"] == run(folder, tmp_path / "anew", data={"format": "assistments2009"})["content"]
+    assert grown["rows"] == 4

@@ -98,6 +98,8 @@ def find(path: str, name: str, columns: Mapping[str, str]) -> Found:
         located = dict.fromkeys(paths, first)
     else:
         located = {file: _columns(chosen, file, columns, name) for file in paths}
+    if chosen.lines:
+        _check_names(paths)
     return Found(chosen, located, _questions(chosen, paths[0]))
 
 
@@ -162,6 +164,14 @@ def _check_users(paths: Sequence[str]) -> None:
         other = users.setdefault(riiid.user_of(path), path)
         if other is not path:
             raise InputError(f"{other} and {path} are files of one user; remove one of them")
+
+
+def _check_names(paths: Sequence[str]) -> None:
+    names: dict[str, str] = {}
+    for path in paths:
+        other = names.setdefault(sequences.stem_of(path), path)
+        if other is not path:
+            raise InputError(f"{other} and {path} have one name, and their users would be named alike; rename one")
 
 
 def _questions(chosen: Format, log: str) -> str | None:

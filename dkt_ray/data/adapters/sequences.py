@@ -22,12 +22,17 @@ PADDING: Final = "-1"
 LISTS: Final = ("question", "concepts", "correct", "timestamp", "selected", "repeated")
 
 
+def stem_of(path: str) -> str:
+    """A file's name without its endings: it names the users of a file that does not."""
+    return re.sub(r"\.[a-z.]+$", "", PurePosixPath(path).name)
+
+
 def line_blocks(source: Source, names: Sequence[str], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Groups of lines as rows: one column a line, and the user; a row's number is that of its first line.
 
     The user is the first number of a first line `user,length`, else the file's name and the number of the group.
     """
-    stem = re.sub(r"\.[a-z.]+$", "", PurePosixPath(source.path).name)
+    stem = stem_of(source.path)
     size = len(names)
     rest: list[str] = []
     first = 0  # number of the first line in `rest`
