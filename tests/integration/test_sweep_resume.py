@@ -27,6 +27,7 @@ SETTINGS = {
     "trials": 2,
     "run": "killed",
     "checkpoint_s": 0,
+    "max_reports": 400,
     "grace_period": 350,  # nothing is stopped early: every trial runs to its end
     "overrides": {
         "lightgbm": SMALL["lightgbm"],
