@@ -57,23 +57,20 @@ class FlatRows:
         return FlatRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-def flatten(rows: Rows, columns: Sequence[str], scale: Scale) -> FlatRows:
+def flatten(rows: Rows, columns: Sequence[str], scale: Scale | None) -> FlatRows:
     """Make the tensors that `collate` gathers from; numbers are standardised and clipped here, once.
 
     Args:
         rows: N encoded rows.
         columns: the id columns to read, in this order.
-        scale: of the numeric columns.
+        scale: of the numeric columns; None: leave them out.
     """
     ids = np.stack([rows.ids[name] for name in columns], axis=1) if columns else np.empty((rows.rows, 0), np.int32)
     used = max(1, int((rows.concepts != 0).any(0).sum())) if rows.concepts.shape[1] else 0
-    numbers = rows.numbers - scale.mean.astype(np.float32)
-    numbers /= scale.std.astype(np.float32)
-    np.clip(numbers, -CLIP, CLIP, out=numbers)
     return FlatRows(
         _padded(ids, 0),
         _padded(rows.concepts[:, :used], 0),
-        _padded(numbers, 0),
+        _padded(_standardised(rows, scale), 0),
         _padded(_ANSWER[rows.correct], NO_ANSWER),
         _padded(rows.correct, UNKNOWN),
         _padded(rows.position, 0),
@@ -128,6 +125,20 @@ def window_segments(windows: Windows, rows: Rows) -> Int64:
     return np.stack([windows.start, past_stop, windows.score_from, windows.stop], axis=1)
 
 
+def split_targets(parts: Int64, most: int) -> Int64:
+    """The same segments, [S, 4], those with more than `most` targets cut into several with the same past.
+
+    >>> split_targets(np.array([[0, 9, 0, 5]]), 2).tolist()
+    [[0, 9, 0, 2], [0, 9, 2, 4], [0, 9, 4, 5]]
+    """
+    pieces = -((parts[:, 2] - parts[:, 3]) // most)
+    cut = np.repeat(parts, pieces, axis=0)
+    first = np.cumsum(pieces) - pieces
+    cut[:, 2] += most * (np.arange(len(cut)) - np.repeat(first, pieces))
+    cut[:, 3] = np.minimum(cut[:, 2] + most, cut[:, 3])
+    return cut
+
+
 def batches(parts: Int64, batch_rows: int, shuffle: np.random.Generator | None = None) -> Iterator[Int64]:
     """Group segments of similar length into batches of at most `batch_rows` padded rows (at least one segment each).
 
@@ -178,6 +189,14 @@ def collate(past: FlatRows, targets: FlatRows, parts: Int64, order: torch.Tensor
         correct=targets.correct[asked].float(),
         rows=torch.where(asked == targets.padding, -1, asked),
     )
+
+
+def _standardised(rows: Rows, scale: Scale | None) -> npt.NDArray[np.float32]:
+    if scale is None:
+        return np.empty((rows.rows, 0), np.float32)
+    numbers = rows.numbers - scale.mean.astype(np.float32)
+    numbers /= scale.std.astype(np.float32)
+    return np.clip(numbers, -CLIP, CLIP, out=numbers)
 
 
 def _padded(column: npt.NDArray[np.generic], padding: float) -> torch.Tensor:

@@ -1,153 +1,24 @@
-"""What the sequence families share: settings, the embedding of rows, and the base class that scores and stores them.
+"""The layers that networks are built from: the input block, attention over the visible past, and the output head.
 
-Legend: B batch, T past rows, M targets, I id columns, C concepts per question, F numeric columns, D width.
+A batch has two streams. The past stream holds rows with their answers; the target stream holds rows whose answer is
+asked for. Past row j reads past rows up to j; target m reads the first visible[m] past rows and itself.
+
+Legend: B batch, T past rows, M targets, I id columns, C concepts per question, F numeric columns, D width, H heads.
 """
 
 from __future__ import annotations
 
-import json
-from abc import abstractmethod
+import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import Final
 
-import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
-from safetensors.torch import load_file, save_file
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from dkt_ray.config import build
-from dkt_ray.data.history import Int64, ranges
-from dkt_ray.data.windows import WindowConfig
-from dkt_ray.errors import ConfigError
-from dkt_ray.features.batch import PADDING, Rows, SequenceBatch
-from dkt_ray.features.collate import FlatRows, Scale, batches, collate, flatten, segments
-from dkt_ray.features.encoder import EncoderState
-from dkt_ray.models.base import Model, ModelConfig, Probabilities
+from dkt_ray.features.batch import NO_ANSWER, PADDING, SequenceBatch
 
-SCORE_ROWS: Final = 16_384  # padded rows per batch when scoring
-
-
-class SequenceConfig(ModelConfig):
-    """Settings of every network and of its training."""
-
-    embeddings: dict[str, PositiveInt] = Field(
-        default={"question": 32, "test": 16, "head": 8, "mid": 8, "tail": 8, "lag": 8, "previous_elapsed": 8}
-    )
-    """Id columns that the network reads, with the width of each embedding (answers are read anyway)."""
-    concept_embedding: int = Field(default=16, gt=0)
-    """Width of the concept embedding (mean over the concepts of a question)."""
-    context: int = Field(default=100, gt=0)
-    """C: at position t the network sees rows from (floor(t / C) - 1) * C to t."""
-    windows: WindowConfig = WindowConfig()
-    """What training reads at once; validation and scoring follow the context rule."""
-    width: int = Field(default=64, gt=0)
-    """D: width of the hidden layers."""
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    unknown_share: float = Field(default=0.02, ge=0, lt=1)
-    """Share of ids that training replaces by the unknown id, so that the unknown id is trained."""
-    last: int | None = Field(default=None, gt=0)
-    """Train on the last K known answers of each segment only; null: on all of them."""
-    learning_rate: float = Field(default=3e-3, gt=0)
-    """Peak of the one-cycle schedule."""
-    embedding_rate: float = Field(default=0.05, gt=0, le=1)
-    """Share of the learning rate that embeddings get; at the full rate rare ids learn their few answers by heart."""
-    warmup: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the steps in which the learning rate rises to its peak."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    batch_rows: int = Field(default=6144, gt=0)
-    """Padded rows (past and targets) per training step."""
-    epochs: int = Field(default=10, gt=0)
-    patience: int = Field(default=3, gt=0)
-    """Epochs without a better validation AUC before training stops."""
-
-    @model_validator(mode="after")
-    def _windows_fit(self) -> Self:
-        length = self.windows.length
-        if length is not None and length > 2 * self.context:
-            raise ValueError(f"windows.length {length} is more than the {2 * self.context} rows that scoring reads")
-        return self
-
-
-class Inputs(NamedTuple):
-    """What a network must know of the encoder state."""
-
-    sizes: Mapping[str, int]  # ids per id column and of `concepts`
-    scale: Scale
-
-    @classmethod
-    def of(cls, state: EncoderState) -> Inputs:
-        """Taken from a fitted state with a scaler."""
-        assert state.mean is not None, "the state has no scaler yet: EncoderState.with_scaler"
-        assert state.std is not None
-        return cls(state.sizes, Scale(state.mean, state.std))
-
-
-class Network(nn.Module, Model):
-    """A sequence model: a past tower reads past rows, a target tower reads each target.
-
-    Target m may use its own row and the past rows j < visible[b, m]; never another target.
-    """
-
-    settings: ClassVar[type[SequenceConfig]]
-    config: SequenceConfig
-
-    def __init__(self, config: SequenceConfig, inputs: Inputs) -> None:
-        super().__init__()
-        self.config = config
-        self.sizes = {name: inputs.sizes[name] for name in _known(config, inputs)}
-        self.scale = Scale(*(np.asarray(values, np.float64) for values in inputs.scale))
-
-    @abstractmethod
-    def forward(self, batch: SequenceBatch) -> Tensor:
-        """Logits of a right answer, [B, M] (of no meaning at padding)."""
-
-    def flatten(self, rows: Rows) -> FlatRows:
-        """The rows as this network reads them."""
-        return flatten(rows, tuple(self.config.embeddings), self.scale)
-
-    def score(self, past: Rows, targets: Rows) -> Probabilities:
-        """Probability of a right answer for each target row; see `Model.score`."""
-        parts = segments(past, targets, self.config.context)
-        if targets is past:
-            whole = self.flatten(past)
-            return self.probabilities(whole, whole, parts)
-        rows, offsets = ranges(parts[:, 0], parts[:, 1])  # of a long history only the last blocks are read
-        parts = np.column_stack([offsets[:-1], offsets[1:], parts[:, 2:]])
-        return self.probabilities(self.flatten(past.take(rows, offsets)), self.flatten(targets), parts)
-
-    @torch.inference_mode()
-    def probabilities(self, past: FlatRows, targets: FlatRows, parts: Int64) -> Probabilities:
-        """Score prepared segments ([S, 4]) that together hold each target once; [targets.rows]."""
-        self.eval()
-        logits = torch.empty(targets.padding + 1, dtype=torch.float64, device=targets.ids.device)
-        for part in batches(parts, SCORE_ROWS):
-            batch = collate(past, targets, part)
-            logits[batch.rows] = self(batch).double()  # padding has row -1: the last, cut off below
-        return torch.sigmoid(logits[:-1]).cpu().numpy()
-
-    def save(self, folder: Path) -> None:
-        """Write `network.json` and `weights.safetensors`."""
-        facts = {
-            "config": self.config.model_dump(mode="json"),
-            "sizes": self.sizes,
-            "mean": self.scale.mean.tolist(),
-            "std": self.scale.std.tolist(),
-        }
-        (folder / "network.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / "weights.safetensors")
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read back what `save` wrote, ready to score."""
-        facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-        scale = Scale(np.array(facts["mean"]), np.array(facts["std"]))
-        network = cls(build(cls.settings, facts["config"]), Inputs(facts["sizes"], scale))
-        network.load_state_dict(load_file(folder / "weights.safetensors"))
-        return network.eval()
+ANSWERS: Final = 4  # NO_ANSWER, WAS_WRONG, WAS_RIGHT, WAS_HIDDEN
 
 
 class RowEmbedding(nn.Module):
@@ -156,52 +27,201 @@ class RowEmbedding(nn.Module):
     Padding (id 0) is the zero vector and stays so. Several concepts are averaged.
     """
 
-    def __init__(self, config: SequenceConfig, sizes: Mapping[str, int]) -> None:
+    def __init__(self, embeddings: Mapping[str, int], concept_embedding: int, sizes: Mapping[str, int]) -> None:
         super().__init__()
-        self.tables = nn.ModuleDict(
-            {name: _table(sizes[name], width) for name, width in config.embeddings.items()},
-        )
-        self.concepts = _table(sizes["concepts"], config.concept_embedding)
-        self.width = sum(config.embeddings.values()) + config.concept_embedding
+        self.tables = nn.ModuleDict({name: table(sizes[name], width) for name, width in embeddings.items()})
+        self.concepts = table(sizes["concepts"], concept_embedding)
+        self.width = sum(embeddings.values()) + concept_embedding
 
     def forward(self, ids: Tensor, concepts: Tensor) -> Tensor:
         """Embed ids [B, T, I] and concepts [B, T, C] into [B, T, width]."""
         parts = [table(column) for table, column in zip(self.tables.values(), ids.unbind(-1), strict=True)]
-        count = (concepts != PADDING).sum(-1, keepdim=True).clamp(min=1)
-        parts.append(self.concepts(concepts).sum(-2) / count)
+        parts.append(mean_embedding(self.concepts, concepts))
         return torch.cat(parts, -1)
+
+
+class RealBatchNorm(nn.Module):
+    """Batch normalisation of the numbers over real rows: padding takes no part (Ioffe and Szegedy, 2015)."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(numbers)
+
+    def forward(self, numbers: Tensor, real: Tensor) -> Tensor:
+        """Normalise [B, T, F] where real, [B, T]; padding becomes 0."""
+        rows = numbers[real]
+        if self.training and len(rows) < 2:  # a batch of one row has no spread
+            return numbers * 0
+        return numbers.new_zeros(numbers.shape).masked_scatter(real[..., None], self.norm(rows))
 
 
 class RowProjection(nn.Module):
     """Embeddings and numbers of a row to width D: Linear(ids) + Linear(numbers), then LayerNorm."""
 
-    def __init__(self, ids: int, numbers: int, width: int) -> None:
+    def __init__(self, ids: int, numbers: int, width: int, batch_norm: bool = False) -> None:
+        """Without numbers (`numbers` 0) the ids are projected alone."""
         super().__init__()
         self.ids = nn.Linear(ids, width)
-        self.numbers = nn.Linear(numbers, width)
+        self.batch_norm = RealBatchNorm(numbers) if batch_norm and numbers else None
+        self.numbers = nn.Linear(numbers, width) if numbers else None
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, embedded: Tensor, numbers: Tensor) -> Tensor:
-        """[B, T, ids] and [B, T, F] to [B, T, D]."""
-        return self.norm(self.ids(embedded) + self.numbers(numbers))
+    def forward(self, embedded: Tensor, numbers: Tensor, real: Tensor) -> Tensor:
+        """[B, T, ids], [B, T, F] and where rows are real, [B, T], to [B, T, D]."""
+        row = self.ids(embedded)
+        if self.numbers is not None:
+            row = row + self.numbers(numbers if self.batch_norm is None else self.batch_norm(numbers, real))
+        return self.norm(row)
 
 
-def _known(config: SequenceConfig, inputs: Inputs) -> tuple[str, ...]:
-    """Names of the tables that the config asks for.
+class Streams(nn.Module):
+    """The input block: ids, concepts and numbers of both streams to width D, each through a projection of its own.
 
-    Raises:
-        ConfigError: a name is no id column, or one that holds answers, which have no unknown id.
+    The answer of a past row scales and shifts its vector (FiLM; Perez et al., 2018).
     """
-    allowed = sorted(inputs.sizes.keys() - {"concepts", "previous_correct"})
-    for name in config.embeddings:
-        if name not in allowed:
-            raise ConfigError(f"embeddings names {name!r}; a network may embed {', '.join(allowed)}")
-    return (*config.embeddings, "concepts")
+
+    def __init__(self, embed: RowEmbedding, numbers: int, width: int, dropout: float, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.embed = embed
+        self.past_row = RowProjection(embed.width, numbers, width, batch_norm)
+        self.target_row = RowProjection(embed.width, numbers, width, batch_norm)
+        self.answer = nn.Embedding(ANSWERS, 2 * width)
+        self.drop = nn.Dropout(dropout)
+
+    def past(self, batch: SequenceBatch) -> Tensor:
+        """Past rows with their answers, [B, T, D]."""
+        embedded = self.embed(batch.past_ids, batch.past_concepts)
+        row = self.past_row(embedded, batch.past_numbers, batch.past_answer != NO_ANSWER)
+        scale, shift = self.answer(batch.past_answer).chunk(2, -1)
+        return self.drop(row * (1 + scale) + shift)
+
+    def asked(self, batch: SequenceBatch) -> Tensor:
+        """Past rows as they were asked, without their answers, [B, T, D]; targets go through the same projection."""
+        embedded = self.embed(batch.past_ids, batch.past_concepts)
+        return self.drop(self.target_row(embedded, batch.past_numbers, batch.past_answer != NO_ANSWER))
+
+    def target(self, batch: SequenceBatch) -> Tensor:
+        """Targets, [B, M, D]."""
+        embedded = self.embed(batch.target_ids, batch.target_concepts)
+        return self.drop(self.target_row(embedded, batch.target_numbers, batch.rows >= 0))
 
 
-def _table(size: int, width: int) -> nn.Embedding:
-    table = nn.Embedding(size, width, padding_idx=PADDING)
+class Head(nn.Module):
+    """The output head: an MLP that reads the numbers of the target again, in its first and in its last layer."""
+
+    def __init__(self, inputs: int, numbers: int, width: int, dropout: float) -> None:
+        super().__init__()
+        half = max(1, width // 2)
+        self.hidden = nn.Sequential(
+            nn.Linear(inputs + numbers, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, half), nn.GELU()
+        )
+        self.out = nn.Linear(half + numbers, 1)
+
+    def forward(self, states: Tensor, numbers: Tensor) -> Tensor:
+        """[B, M, inputs] and the targets' numbers [B, M, F] to logits [B, M]."""
+        hidden = self.hidden(torch.cat([states, numbers], -1))
+        return self.out(torch.cat([hidden, numbers], -1)).squeeze(-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of both streams (Vaswani et al., 2017, section 3.2).
+
+    Past row j reads past rows 0 to j; target m reads the first visible[m] past rows and itself.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, past: Tensor, target: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, D] and [B, M, D] to what each of them reads, of the same shapes."""
+        query, key, value = (split_heads(x, self.heads) for x in self.query_key_value(past).chunk(3, -1))
+        asked, own_key, own_value = (split_heads(x, self.heads) for x in self.query_key_value(target).chunk(3, -1))
+        drop = self.dropout if self.training else 0.0
+        earlier = F.scaled_dot_product_attention(query, key, value, dropout_p=drop, is_causal=True)
+        read = attend(asked, key, value, own_key, own_value, visible, drop)
+        return self.out(join_heads(earlier)), self.out(join_heads(read))
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers with a GELU between them, applied to each row."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__(nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width))
+
+
+class Block(nn.Module):
+    """A transformer layer over both streams, with the norms before attention and feed-forward (Xiong et al., 2020)."""
+
+    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.feed_forward = FeedForward(width, inner, dropout)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, past: Tensor, target: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, D] and [B, M, D] to the same shapes."""
+        earlier, read = self.attention(self.norm_1(past), self.norm_1(target), visible)
+        past, target = past + self.drop(earlier), target + self.drop(read)
+        past = past + self.drop(self.feed_forward(self.norm_2(past)))
+        return past, target + self.drop(self.feed_forward(self.norm_2(target)))
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, own_key: Tensor, own_value: Tensor, visible: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """What each target reads of the visible past and of itself; targets do not read each other.
+
+    Args:
+        query: [B, H, M, D / H], as own_key and own_value.
+        key: [B, H, T, D / H], as value.
+        visible: [B, M] past rows that each target may read.
+        dropout: share of the weights that are dropped.
+
+    Returns:
+        [B, H, M, D / H].
+    """
+    scores = query @ key.transpose(-1, -2)  # [B, H, M, T]
+    own = (query * own_key).sum(-1, keepdim=True)
+    scores = scores.masked_fill(~readable(visible, key.shape[-2])[:, None], -math.inf)
+    weights = torch.softmax(torch.cat([scores, own], -1) * query.shape[-1] ** -0.5, -1)
+    weights = F.dropout(weights, dropout, dropout > 0)
+    return weights[..., :-1] @ value + weights[..., -1:] * own_value
+
+
+def readable(visible: Tensor, past: int) -> Tensor:
+    """[B, M, T] whether target m may read past row j."""
+    return torch.arange(past, device=visible.device) < visible[..., None]
+
+
+def state_at(states: Tensor, visible: Tensor) -> Tensor:
+    """The state that each target sees: states [B, T + 1, D], of which state j has read j rows; [B, M, D]."""
+    return states.gather(1, visible[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, L, D] to [B, H, L, D / H]."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, H, L, D / H] to [B, L, D]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def mean_embedding(table: nn.Embedding, concepts: Tensor) -> Tensor:
+    """The mean over the concepts of each row: [B, T, C] to [B, T, width]; 0 where there is none."""
+    count = (concepts != PADDING).sum(-1, keepdim=True).clamp(min=1)
+    return table(concepts).sum(-2) / count
+
+
+def table(size: int, width: int) -> nn.Embedding:
+    """An embedding table whose padding row is zero."""
+    made = nn.Embedding(size, width, padding_idx=PADDING)
     with torch.no_grad():
-        table.weight.normal_(0, width**-0.5)
-        table.weight[PADDING].zero_()
-    return table
+        made.weight.normal_(0, width**-0.5)
+        made.weight[PADDING].zero_()
+    return made

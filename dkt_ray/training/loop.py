@@ -27,7 +27,7 @@ from dkt_ray.features.batch import PADDING, UNKNOWN_ID, Rows, SequenceBatch
 from dkt_ray.features.collate import FlatRows, batches, collate, interactions, segments, window_segments
 from dkt_ray.metrics import auc
 from dkt_ray.models.base import ModelConfig
-from dkt_ray.models.layers import Inputs, Network, SequenceConfig
+from dkt_ray.models.network import Inputs, Network, SequenceConfig
 from dkt_ray.training.objectives import log_loss
 from dkt_ray.training.progress import FitResult, Progress, Report, TrainingData, improves, scored
 

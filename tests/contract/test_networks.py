@@ -15,8 +15,8 @@ from dkt_ray.features.collate import collate, segments
 from dkt_ray.features.encoder import ID_COLUMNS, EncoderConfig, encode
 from dkt_ray.models.base import Model, Probabilities
 from dkt_ray.models.catalog import CATALOG
-from dkt_ray.models.layers import Network
 from dkt_ray.models.lstm_attention import LstmAttention
+from dkt_ray.models.network import Network
 from dkt_ray.training.fit import fit
 from tests.contract import world as w
 

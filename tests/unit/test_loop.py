@@ -61,7 +61,7 @@ def test_only_weight_matrices_decay_and_embeddings_go_slower(data):
     everything = [id(p) for group in (matrices, vectors, tables) for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in network.parameters())
     assert any(p is network.lstm.weight_hh_l0 for p in matrices["params"])
-    assert any(p is network.answer.weight for p in tables["params"])
+    assert any(p is network.inputs.answer.weight for p in tables["params"])
 
 
 def batch_of(ids: torch.Tensor) -> SequenceBatch:

@@ -24,8 +24,8 @@ from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import Rows, SequenceBatch
 from dkt_ray.features.collate import collate, interactions, segments, window_segments
 from dkt_ray.features.encoder import EncoderConfig
-from dkt_ray.models.layers import Inputs, Network
 from dkt_ray.models.lstm_attention import LstmAttention, LstmAttentionConfig
+from dkt_ray.models.network import Inputs, Network
 from tests.contract import world as w
 
 
