@@ -40,12 +40,13 @@ JOBS: Final = {
     ),
     "windows": Job("count the training windows that each strategy makes", "pipelines.windows", "WindowsConfig", "none"),
     "eda": Job("describe a dataset in one interactive HTML page", "pipelines.eda", "EdaConfig", "none"),
+    "train": Job("fit one model, follow it, judge it on a fold's users", "pipelines.train", "TrainConfig", "none"),
     "tune": Job(
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),
     "ensemble": Job("weigh the families by their out-of-fold predictions", "pipelines.blend", "EnsembleConfig", "own"),
     "evaluate": Job(
-        "print the out-of-fold table, or open the test vault (final=true)",
+        "print or make a run's table, or open the test vault (final=true)",
         "pipelines.evaluate",
         "EvaluateConfig",
         "none",

@@ -110,7 +110,7 @@ class Progress:
         percent = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
         finished = self.done >= self.total
         eta_s = 0.0 if finished else elapsed_s / self.done * (self.total - self.done)
-        clock = f"in {_duration(elapsed_s)}" if finished else f"eta {_duration(eta_s)}"
+        clock = f"in {duration(elapsed_s)}" if finished else f"eta {duration(eta_s)}"
         parts = [f"{self.stage} {self.done}/{self.total}{percent} {clock}", note]
         fields = self._fields() | {"elapsed_s": round(elapsed_s, 3), "eta_s": round(eta_s, 3)}
         self._log.info("%s", " ".join(filter(None, parts)), extra=fields)
@@ -124,7 +124,8 @@ def progress(stage: str, total: int, every_s: float = 2.0) -> Progress:
     return Progress(stage, total, every_s)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people: "7.2 s", "45 s", "12 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min"

@@ -22,6 +22,11 @@ class ModelConfig(Config):
 
     seed: int = 0
 
+    @property
+    def longest(self) -> int:
+        """Most iterations of a fit: epochs of a network, rounds of a booster."""
+        raise NotImplementedError
+
 
 class Model(ABC):
     """A fitted model: pure, deterministic, reads nothing but its arguments."""

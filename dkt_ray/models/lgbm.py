@@ -41,6 +41,11 @@ class LightGBMConfig(ModelConfig):
     max_bin: int = Field(default=127, gt=1, le=255)
     threads: int = Field(default=1, gt=0)
 
+    @property
+    def longest(self) -> int:
+        """Most rounds of a fit."""
+        return self.rounds
+
     def parameters(self) -> dict[str, Any]:
         """The parameters as LightGBM names them; same seed, same trees on any number of cores."""
         trees = ("learning_rate", "num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2", "max_bin")

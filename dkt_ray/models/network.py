@@ -69,6 +69,11 @@ class SequenceConfig(ModelConfig):
     patience: int = Field(default=3, gt=0)
     """Epochs without a better validation AUC before training stops."""
 
+    @property
+    def longest(self) -> int:
+        """Most epochs of a fit."""
+        return self.epochs
+
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         length = self.windows.length

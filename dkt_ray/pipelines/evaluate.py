@@ -1,4 +1,6 @@
-"""`dkt evaluate`: print a run's out-of-fold table, or, with `final=true`, score the test users in the vault.
+"""`dkt evaluate`: print a run's table, or, with `final=true`, score the test users in the vault.
+
+The table is out of fold for a run of `dkt tune` and `dkt ensemble`; models of `dkt train` are compared on their fold.
 
 Every opening of the vault is written to its ledger before a test user is read, and reports print the ledger.
 """
@@ -25,14 +27,14 @@ from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.metrics import first_attempts
 from dkt_ray.models.base import Model
 from dkt_ray.models.catalog import CATALOG
-from dkt_ray.pipelines import figures
+from dkt_ray.pipelines import figures, trained
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Kind, Settings, make_report, measure_in_turn
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
 from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import resolve
 from dkt_ray.registry.store import Registry
 from dkt_ray.schema import UNKNOWN
-from dkt_ray.storage import Store, open_store
+from dkt_ray.storage import Store, open_object, open_store
 from dkt_ray.training.baselines import BASELINES
 from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, locate, scored_rows
 
@@ -57,6 +59,10 @@ class EvaluateConfig(Config):
     """Open the test vault. It is opened for a final figure, never to choose between models."""
     reason: str = ""
     """Why the vault is opened; stands in its ledger."""
+    members: tuple[str, ...] | None = None
+    """For a run of `dkt train`: the models to compare, and to average with equal weights; unset: all."""
+    peers: dict[str, str] = Field(default_factory=dict)
+    """Scores from elsewhere to stand beside ours: name -> Parquet of user, position, fold, correct, probability."""
     truth: str | None = None
     """The simulator's truth.parquet (true probabilities): the oracle of the report."""
     samples: int = Field(default=200, ge=1)
@@ -88,7 +94,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     store = open_store(config.store)
     folder = store.child(f"runs/{config.run}")
-    name, report = (FINAL, _measure(config, store, folder)) if config.final else (REPORT, _out_of_fold(config, folder))
+    name, measure = (FINAL, _measure) if config.final else (REPORT, _validated)
+    report = measure(config, store, folder)
     report["ledger"] = figures.ledger(store)
     write_report(report, folder, name)
     logger.info("evaluation set %s\n%s", report["fingerprint"], text_table(report))
@@ -96,16 +103,47 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return outcome(report, folder, name)
 
 
-def _out_of_fold(config: EvaluateConfig, folder: Store) -> dict[str, Any]:
+def _validated(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, Any]:
+    """The report that `dkt ensemble` made of the run, or one of the models that `dkt train` stored in it."""
     if config.bundle is not None:
         raise ConfigError(
             f"bundle={config.bundle}: a bundle was fitted on every training user, so only test users can judge it; add "
             "final=true and a reason"
         )
-    report = read_report(folder, REPORT)
-    if report is None:
-        raise NotFoundError(f"no report in {folder.url}; make it with dkt ensemble --set run={config.run}")
-    return report
+    names = _trained(config, folder)
+    if not names:
+        report = read_report(folder, REPORT)
+        if report is None:
+            raise NotFoundError(
+                f"nothing to evaluate in {folder.url}; make models with dkt train, or with dkt tune and dkt ensemble, "
+                f"--set run={config.run}"
+            )
+        return report
+    dataset = Dataset.open(store, config.dataset)
+    return trained.report(folder, dataset, names, config.run, _settings(config), _peers(config))
+
+
+def _trained(config: EvaluateConfig, folder: Store) -> tuple[str, ...]:
+    """Names of the models to compare, if the run is one of `dkt train`.
+
+    Raises:
+        NotFoundError: the run does not have a member that is asked for.
+    """
+    there = () if folder.exists("blend.json") else tuple(trained.models(folder))
+    if missing := set(config.members or ()) - set(there):
+        raise NotFoundError(
+            f"members names {', '.join(sorted(missing))}; run {config.run} has models {', '.join(there) or 'none'}"
+        )
+    return config.members or there
+
+
+def _peers(config: EvaluateConfig) -> dict[str, Scored]:
+    tables = {name: open_object(path) for name, path in config.peers.items()}
+    return {name: Scored.from_table(store.read_table(key), f"peers.{name}") for name, (store, key) in tables.items()}
+
+
+def _settings(config: EvaluateConfig) -> Settings:
+    return Settings(config.samples, config.seed, config.last_answers)
 
 
 def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, Any]:
@@ -114,7 +152,8 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
     if not dataset.manifest.held_out:
         raise ConfigError(f"dataset {config.dataset!r} has no test users; prepare it with data.test_fraction above 0")
     train = dataset.load()
-    fitted = _of_bundle(config.bundle, store) if config.bundle else _of_run(dataset, folder, set(train.users))
+    fitted = _fitted(config, store, dataset, folder, set(train.users))
+    peers = _peers(config)
     if config.truth is not None:
         figures.truth_version(config.truth)  # it is there
     vault = dataset.open_vault(config.reason)
@@ -130,6 +169,7 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
     base = scored_rows(_held_out(vault), vault.users, vault.fold, kinds["ensemble"]["ensemble"])
     answers, place = _answers(vault, base)
     contenders = {name: Contender(kind, p[place]) for kind, several in kinds.items() for name, p in several.items()}
+    contenders |= {name: Contender("peer", trained.align_peer(name, peer, base)) for name, peer in peers.items()}
     if config.truth is not None:
         contenders["oracle"] = Contender("oracle", figures.read_truth(config.truth, dataset.manifest, base))
     return make_report(
@@ -138,9 +178,19 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         answers,
         contenders,
         {fitted.source: fitted.weights},
-        Settings(config.samples, config.seed, config.last_answers),
+        _settings(config),
         measure_in_turn,
     )
+
+
+def _fitted(config: EvaluateConfig, store: Store, dataset: Dataset, folder: Store, users: set[str]) -> Fitted:
+    """What is scored: a bundle, the models of `dkt train`, or the members and weights of `dkt ensemble`."""
+    if config.bundle:
+        return _of_bundle(config.bundle, store)
+    if names := _trained(config, folder):
+        members = trained.load(folder, dataset, names)
+        return Fitted(f"run {config.run}", dataset.state, members, dict.fromkeys(names, 1 / len(names)))
+    return _of_run(dataset, folder, users)
 
 
 def _held_out(vault: Vault) -> Rows:

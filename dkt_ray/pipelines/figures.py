@@ -6,7 +6,6 @@ Legend: N scored rows, K models.
 from __future__ import annotations
 
 import datetime
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -19,11 +18,11 @@ from dkt_ray.data.history import Coded
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Manifest
 from dkt_ray.metrics import Estimate
-from dkt_ray.storage import Store, open_store
+from dkt_ray.storage import Store, open_object
 from dkt_ray.training.protocol import FIRST_POSITION, EvaluationSet, Scored, locate
 
 Floats = npt.NDArray[np.float64]
-Kind = Literal["ensemble", "member", "baseline", "oracle"]
+Kind = Literal["ensemble", "member", "peer", "baseline", "oracle"]
 
 CALIBRATION_BINS: Final = 10
 LEDGER: Final = "ledger"
@@ -98,15 +97,17 @@ def make_report(
     """Everything that a report shows, ready for JSON; its writer adds the vault's ledger.
 
     Args:
-        contenders: one of them is `ensemble`, one `counting`, and at least one a member.
-        weights: per way of weighing, the one in use first.
+        contenders: at least one is a member and one is `counting`; the report is about the `ensemble` where there is
+            one, else about the best member.
+        weights: per way of weighing, the one in use first; none without an ensemble.
         measure: gives each contender's figures; see `measure_in_turn`.
     """
     kept = answers.at(answers.headline)
     at_headline = {name: Contender(c.kind, c.probability[answers.headline]) for name, c in contenders.items()}
     members = {name: c.probability for name, c in at_headline.items() if c.kind == "member"}
     best = max(members, key=lambda name: metrics.auc(kept.y, members[name]) or 0.0)
-    versus = {"best_member": best, "counting": "counting"}
+    peers = [name for name, contender in contenders.items() if contender.kind == "peer"]
+    versus = {"best_member": best, "counting": "counting", **{peer: peer for peer in peers}}
     compared = differences(kept, at_headline, tuple(versus.values()), how)
     return {
         **asdict(heading),
@@ -116,7 +117,8 @@ def make_report(
         "users": len(np.unique(kept.user)),
         "effective_users": metrics.effective_users(kept.user),
         "samples": how.samples,
-        "method": next(iter(weights)),
+        "chosen": "ensemble" if "ensemble" in contenders else best,
+        "method": next(iter(weights), None),
         "weights": {way: dict(found) for way, found in weights.items()},
         "models": measure(answers, contenders, how),
         "differences": {key: {"against": name, "models": compared[name]} for key, name in versus.items()},
@@ -209,7 +211,7 @@ def read_truth(path: str, manifest: Manifest, base: Scored) -> Floats:
             f"truth={path}: the dataset left out {left_out} rows of its input, so positions do not match the "
             "simulator's; unset truth"
         )
-    store, key = _split(path)
+    store, key = open_object(path)
     table = store.read_table(key, ["user", "position", "probability"])
     place = locate(Coded.of(table["user"]), table["position"].to_numpy(), base)
     if (place < 0).any():
@@ -221,10 +223,5 @@ def read_truth(path: str, manifest: Manifest, base: Scored) -> Floats:
 
 def truth_version(path: str) -> str:
     """A token of the content of a truth.parquet."""
-    store, key = _split(path)
+    store, key = open_object(path)
     return store.read_versioned(key)[1]
-
-
-def _split(path: str) -> tuple[Store, str]:
-    parent, key = posixpath.split(path)
-    return open_store(parent or "."), key

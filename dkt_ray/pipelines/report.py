@@ -17,7 +17,7 @@ from dkt_ray.storage import Store
 
 REPORT: Final = "report"  # name of a run's out-of-fold report
 TEMPLATE: Final = "report.html.jinja"
-KINDS: Final = ("oracle", "ensemble", "member", "baseline")  # order of the table
+KINDS: Final = ("oracle", "ensemble", "member", "peer", "baseline")  # order of the table
 COLUMNS: Final = {  # figure -> heading, whether more is better
     "auc_capped": ("AUROC, at most 500 rows a user", True),
     "auc_first_attempts": ("AUROC, first attempts", True),
@@ -44,11 +44,11 @@ def read_report(folder: Store, name: str) -> dict[str, Any] | None:
 
 def outcome(report: Mapping[str, Any], folder: Store, name: str) -> dict[str, Any]:
     """What a job prints of its report."""
-    ensemble = report["models"]["ensemble"]["auc"]
+    chosen = report["models"][report["chosen"]]["auc"]
     return {
         "auc": {model: found["auc"]["value"] for model, found in report["models"].items()},
-        "auc_interval": [ensemble["low"], ensemble["high"]],
-        "weights": report["weights"][report["method"]],
+        "auc_interval": [chosen["low"], chosen["high"]],
+        "weights": report["weights"].get(report["method"], {}),
         "fingerprint": report["fingerprint"],
         "openings": len(report["ledger"]),
         "report": f"{folder.url}/{name}.html",

@@ -6,6 +6,7 @@ a `Store` is its url: it can be pickled, sent to a Ray task and used there.
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 
 from dkt_ray.errors import StorageError
@@ -22,6 +23,7 @@ __all__ = [
     "json_bytes",
     "list_inputs",
     "open_input",
+    "open_object",
     "open_store",
     "parse_json",
 ]
@@ -38,3 +40,9 @@ def open_store(url: str | Path) -> Store:
     if "://" in url or not url:
         raise StorageError(f"store {url!r}: unknown kind of storage; expected a folder or s3://bucket/prefix")
     return LocalStore(str(Path(url).expanduser().absolute()))
+
+
+def open_object(url: str) -> tuple[Store, str]:
+    """The store that holds one file or object, and its key there."""
+    parent, key = posixpath.split(url)
+    return open_store(parent or "."), key
