@@ -1,11 +1,13 @@
 """The benchmark compares like with like: the pandas baseline makes our columns and our windows."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks import core
+from benchmarks import core, evaluate
 from benchmarks.core import COLUMNS, STRATEGIES, Made
 from dkt_ray.errors import DktError
 from dkt_ray.features.restated import AGGREGATES, ROW_FEATURES
@@ -70,3 +72,11 @@ def test_a_planted_window_is_found(rows, mine, name):
 def test_the_rows_are_the_simulated_ones(rows):
     assert pc.count_distinct(rows["user"]).as_py() == 40
     assert rows["correct"].to_numpy().min() == 0
+
+
+def test_one_pass_equals_each_position_alone(capsys):
+    evaluate.main(["--quick", "--repeats", "1"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["max_abs_diff"] <= evaluate.TOLERANCE
+    assert figures["positions_alone"] == 500
+    assert figures["speedup"] > 0
