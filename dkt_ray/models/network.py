@@ -24,14 +24,15 @@ from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import Rows, SequenceBatch
 from dkt_ray.features.collate import FlatRows, Scale, batches, collate, flatten, segments, split_targets
 from dkt_ray.features.encoder import EncoderState
-from dkt_ray.models.base import Model, ModelConfig, Probabilities
+from dkt_ray.models.base import Model, Probabilities
 from dkt_ray.models.layers import RowEmbedding, Streams
+from dkt_ray.models.optimization import OptimizationConfig
 
 SCORE_ROWS: Final = 16_384  # padded rows per batch when scoring
 TARGETS_AT_ONCE: Final = 1_024  # of one student; attention over them is a matrix of targets and past rows
 
 
-class SequenceConfig(ModelConfig):
+class SequenceConfig(OptimizationConfig):
     """Settings of every network and of its training."""
 
     embeddings: dict[str, PositiveInt] = Field(
@@ -53,21 +54,6 @@ class SequenceConfig(ModelConfig):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     unknown_share: float = Field(default=0.02, ge=0, lt=1)
     """Share of ids that training replaces by the unknown id, so that the unknown id is trained."""
-    last: int | None = Field(default=None, gt=0)
-    """Train on the last K known answers of each segment only; null: on all of them."""
-    learning_rate: float = Field(default=3e-3, gt=0)
-    """Peak of the one-cycle schedule."""
-    embedding_rate: float = Field(default=0.05, gt=0, le=1)
-    """Share of the learning rate that embeddings get; at the full rate rare ids learn their few answers by heart."""
-    warmup: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the steps in which the learning rate rises to its peak."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    batch_rows: int = Field(default=6144, gt=0)
-    """Padded rows (past and targets) per training step."""
-    epochs: int = Field(default=10, gt=0)
-    patience: int = Field(default=3, gt=0)
-    """Epochs without a better validation AUC before training stops."""
 
     @property
     def longest(self) -> int:
