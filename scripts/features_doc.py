@@ -52,8 +52,8 @@ def _ids() -> str:
     ]
     lines += [
         "",
-        "`lag` and `previous_elapsed` are bins of a duration; `encoder.binning` chooses them (log, cap, cut, qcut) and",
-        "what a first row has. `ngram` holds the last four answers, `hour` the UTC hour of `now`.",
+        "`lag` and `previous_elapsed` are bins of a duration; `encoder.binning` chooses them (log, cap, cut, qcut,",
+        "edges) and what a first row has. `ngram` holds the last four answers, `hour` the UTC hour of `now`.",
         "`concepts` holds all concepts of the question. 0 is padding, 1 unknown (or too rare: `encoder.min_count`).",
         "",
     ]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -54,15 +55,25 @@ Totals = npt.NDArray[np.object_]
 class BinningConfig(Config):
     """How the time between two rows becomes a category; the edges are fixed when the encoder is fitted."""
 
-    kind: Literal["log", "cap", "cut", "qcut"] = "log"
+    kind: Literal["log", "cap", "cut", "qcut", "edges"] = "log"
     """log: 1 s bins up to 30 s, then wider ones to 30 days; cap: 1 s bins up to `cap_s`; cut: `bins` equal bins up to
-    `cap_s`; qcut: `bins` bins with equally many rows (of training users, capped)."""
+    `cap_s`; qcut: `bins` bins with equally many rows (of training users, capped); edges: bins made by hand, `edges_s`.
+    """
+    edges_s: tuple[float, ...] = (50, 100, 200, 300, 400, 500, 600)
+    """With kind=edges: upper edges of the bins, ascending; longer times share a last bin."""
     bins: int = Field(20, ge=2, le=600)
     """Bins of cut and qcut."""
     cap_s: int = Field(600, ge=1, le=600)
     """Longer times count as this one (cap, cut and qcut)."""
     first_row: Literal["unknown", "zero"] = "unknown"
     """What a row without an earlier one has: a bin of its own, or no time at all."""
+
+    @field_validator("edges_s")
+    @classmethod
+    def _ascending(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        if not edges or edges[0] <= 0 or any(high <= low for low, high in pairwise(edges)):
+            raise ValueError(f"{list(edges)} are no upper edges of bins; expected ascending seconds above 0")
+        return edges
 
 
 class EncoderConfig(Config):
@@ -196,6 +207,8 @@ class EncoderState:
         binning = self.config.binning
         if binning.kind == "log":
             return SECOND_EDGES
+        if binning.kind == "edges":
+            return np.array(binning.edges_s)
         if binning.kind == "cap":
             return np.arange(1.0, binning.cap_s + 1)
         if binning.kind == "cut":
