@@ -169,7 +169,7 @@ class EncoderState:
     counts: Counts
     profile: Profile
     timed: bool  # the data have timestamps
-    held_out: int | None = None  # a fold whose answers do not count (its ids stay known)
+    held_out: int | None = None  # a fold whose users do not count (their ids stay known)
     mean: Floats | None = None  # [F] what is taken from a number before it is divided by
     std: Floats | None = None  # [F]
 
@@ -246,8 +246,12 @@ class EncoderState:
 
     @cached_property
     def questions(self) -> pa.Table:
-        """Known questions: question, test and concepts (the most frequent ones), count, graded, right."""
-        frame = pl.DataFrame(self.counts.table).group_by(ITEM).agg(pl.col("count", "graded", "right").sum())
+        """Known questions: question, test and concepts (the most frequent ones), count, graded, right.
+
+        Without those of the held-out fold, so that neither its answers nor what it was asked reaches its rows.
+        """
+        counts = self.counts if self.held_out is None else self.counts.without(self.held_out)
+        frame = pl.DataFrame(counts.table).group_by(ITEM).agg(pl.col("count", "graded", "right").sum())
         ordered = frame.sort(["question", "count", "test", "concepts"], descending=[False, True, False, False])
         return (
             ordered.group_by("question", maintain_order=True)
@@ -257,7 +261,7 @@ class EncoderState:
         )
 
     def excluding(self, fold: int) -> EncoderState:
-        """The same ids, with statistics that leave out one fold's answers; made once per fold."""
+        """The same ids, edges and scale, with statistics that leave out one fold's users; made once per fold."""
         if fold not in self._excluding:
             self._excluding[fold] = self._without(fold)
         return self._excluding[fold]
@@ -269,15 +273,7 @@ class EncoderState:
     def _without(self, fold: int) -> EncoderState:
         state = replace(self, held_out=fold)
         # what does not depend on the fold is not built again
-        for shared in (
-            "vocabularies",
-            "concepts_per_question",
-            "_chosen",
-            "_item_columns",
-            "questions",
-            "tags",
-            "edges",
-        ):
+        for shared in ("vocabularies", "concepts_per_question", "_chosen", "_item_columns", "tags", "edges"):
             state.__dict__[shared] = getattr(self, shared)
         return state
 
@@ -500,10 +496,6 @@ def _vocabulary(values: Strings, counts: Int64, min_count: int) -> dict[str, int
     total = frame.filter(pl.col("value") != "").group_by("value").agg(pl.col("count").sum())
     kept = total.filter(pl.col("count") >= min_count)["value"].sort()
     return {value: FIRST_ID + index for index, value in enumerate(kept)}
-
-
-def _as_numbers(parts: Strings) -> Int32:
-    return np.array([int(part) if part else -1 for part in parts], np.int32)
 
 
 def _explode(concepts: Strings, counts: Int64) -> tuple[Strings, Int64]:

@@ -73,8 +73,8 @@ SINCE_ROWS, SINCE_MS, LOG_MEAN_MS, DAYS = _REST
 CORE: Final = "core"  # the group that is always on: baselines, mastery and every model build on it
 
 
-def _line(name: str, group: str, function: Function, inputs: str, doc: str) -> Feature:
-    return Feature(name, group, function, tuple(inputs.split()), doc)
+def _line(name: str, group: str, function: Function, inputs: str, doc: str, version: int = 1) -> Feature:
+    return Feature(name, group, function, tuple(inputs.split()), doc, version)
 
 
 def _difficulty(level: str, group: str, of: str) -> Feature:
@@ -163,7 +163,7 @@ FEATURES: Final = (
     _line("test_right", "difficulty", LOG_COUNT, "item.test_right", "log(1 + right answers in its test)"),
     _line("concept_graded", "difficulty", LOG_COUNT, "item.concept_graded", "log(1 + answers on its concepts)"),
     _line("concept_right", "difficulty", LOG_COUNT, "item.concept_right", "log(1 + right answers on them)"),
-    _line("test_size", "difficulty", VALUE, "item.test_size", "known questions of its test, 0 of an unknown one"),
+    _line("test_size", "difficulty", VALUE, "item.test_size", "known questions of its test, 0 of an unknown one", 2),
     _line("question_number", "difficulty", VALUE, "item.number", "its number in the test: the id's tail, -1 none"),
     _line("expected_time", "difficulty", LOG_MS, "item.expected_ms", "log(1 + binned median seconds of right answers)"),
     # item response theory, fitted on training users
@@ -235,10 +235,10 @@ FEATURES: Final = (
     _line("session_time", "session", LOG_MS, "trace.session_ms", "log(1 + seconds since the session began)"),
     _line("sessions", "session", LOG_COUNT, "trace.sessions", "log(1 + sessions so far)"),
     # cycles: passes of a test
-    _line("pass_number", "cycle", VALUE, "pass.number", "earlier full passes of the test: 0 is the first"),
-    _line("pass_place", "cycle", VALUE, "pass.place", "answers of the running pass"),
-    _line("pass_right", "cycle", VALUE, "pass.right", "right answers of the running pass"),
-    _line("pass_log_odds", "cycle", LOG_ODDS, "pass.right pass.graded", "smoothed log-odds of the running pass"),
+    _line("pass_number", "cycle", VALUE, "pass.number", "earlier full passes of the test: 0 is the first", 2),
+    _line("pass_place", "cycle", VALUE, "pass.place", "answers of the running pass", 2),
+    _line("pass_right", "cycle", VALUE, "pass.right", "right answers of the running pass", 2),
+    _line("pass_log_odds", "cycle", LOG_ODDS, "pass.right pass.graded", "smoothed log-odds of the running pass", 2),
     # the reference's aggregates over (user, UTC day, test) cycles
     *_aggregates("user", "user", "of the student"),
     *_aggregates("user_head", "head", "of the student in the head"),

@@ -236,18 +236,63 @@ def test_planted_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, leak, timesta
         search()
 
 
-def test_no_statistic_of_a_fold_reaches_its_rows() -> None:
-    """A canary user of fold 1 answers a question that nobody else gets right: only fold 1's own rows may not know."""
+def asked_otherwise(histories: Histories, rows: np.ndarray, questions: list[str], rng: np.random.Generator) -> Histories:
+    """The same students; the given rows have other questions, in any test and on any concepts, other answers and times.
+
+    Times go on rising from the first such row to the last.
+    """
+
+    def drawn(column: Coded, values: list[str]) -> Coded:
+        strings = column.strings()
+        strings[rows] = rng.choice(values, rows.sum())
+        return Coded.of(strings.tolist())
+
+    correct = histories.correct.copy()
+    correct[rows] = rng.choice([0, 1, UNKNOWN], rows.sum())
+    assert histories.timestamp is not None
+    timestamp = histories.timestamp.copy()
+    timestamp[rows] = 10**12 + np.cumsum(rng.choice([0, 5_000, 10**9], rows.sum()))
+    return dataclasses.replace(
+        histories,
+        question=drawn(histories.question, questions),
+        test=drawn(histories.test, ["t0", "t1", "t2", "t3", ""]),
+        concepts=drawn(histories.concepts, CONCEPTS),
+        correct=correct,
+        timestamp=timestamp,
+    )
+
+
+OWN_QUESTIONS = ["A010001003", "A010001004", "A020002003", "y"]  # nobody else is asked these
+
+
+@pytest.mark.parametrize("canary", ["answers", "everything", "questions of their own"])
+def test_no_statistic_of_a_fold_reaches_its_rows(canary: str) -> None:
+    """What users of fold 1 answered, what they were asked and when: only fold 1's own rows may not know.
+
+    Ids are numbered over all folds, so that they are compared only where the fold brings no new one.
+    """
     train = random_histories(5, 40)
     fold = (np.arange(40) % 3).astype(np.int8)
-    flipped = dataclasses.replace(
-        train, correct=np.where(np.repeat(fold, train.lengths) == 1, 1, train.correct).astype(np.int8)
-    )
+    theirs = np.repeat(fold, train.lengths) == 1
+    if canary == "answers":
+        changed = dataclasses.replace(train, correct=np.where(theirs, 1, train.correct).astype(np.int8))
+    else:
+        questions = QUESTIONS + (OWN_QUESTIONS if canary == "questions of their own" else [])
+        changed = asked_otherwise(train, theirs, questions, np.random.default_rng(3))
     config = EncoderConfig(min_count=1)
-    before, after = (fit_histories(h, fold, config) for h in (train, flipped))
-    probe = random_histories(9, 6)
-    same(encode(probe, None, before.excluding(1)).past, encode(probe, None, after.excluding(1)).past)
-    changed = (
-        encode(probe, None, before.excluding(0)).past.numbers != encode(probe, None, after.excluding(0)).past.numbers
+    before, after = (fit_histories(h, fold, config) for h in (train, changed))
+    probe = random_histories(9, 12)
+    probe = asked_otherwise(probe, np.arange(probe.rows) % 2 == 0, QUESTIONS + OWN_QUESTIONS, np.random.default_rng(4))
+    one, other = (encode(probe, None, state.excluding(1)).past for state in (before, after))
+    if canary == "questions of their own":
+        assert before.vocabularies["question"] != after.vocabularies["question"]
+        np.testing.assert_array_equal(one.numbers, other.numbers)
+    else:
+        assert before.vocabularies == after.vocabularies
+        same(one, other)
+    one, other = (encode(probe, None, state.excluding(0)).past for state in (before, after))
+    moved = {name for name, differs in zip(before.number_names, (one.numbers != other.numbers).any(0)) if differs}
+    told = {"question_log_odds", "easiness_1pl", "similar_surplus"} | (
+        {"question_count", "test_size", "pass_number", "expected_time"} if canary != "answers" else set()
     )
-    assert changed.any(), "the canary must be visible from other folds, or this test proves nothing"
+    assert told <= moved, "the canary must be visible from other folds, or this test proves nothing"
