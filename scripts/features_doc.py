@@ -16,7 +16,8 @@ Made from `FEATURES` (dkt_ray/features/student.py) by `python scripts/features_d
 Every number of a row reads the student's **visible past** and what was fitted on **other** users, nothing else:
 `visible` is how many earlier rows the row may read; `now` is its own time where timestamps are times of showing (not
 before the last visible row), else the time of the last visible row. `r` is the overall rate of right answers. A
-student's rates start from {PRIOR:g} pseudo-answers at that rate. Fitted statistics back off question → test → concept → head → overall.
+student's rates start from {PRIOR:g} pseudo-answers at that rate. Fitted statistics back off question → test →
+concept → head → overall.
 
 They are **cross-fitted**: a training user's rows are encoded with what the other folds' users answered, were asked and
 when; this holds for every number that an item has (rates, counts, curves, expected times, likeness, the size of its

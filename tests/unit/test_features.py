@@ -167,7 +167,7 @@ def test_what_the_reference_computed_has_a_column_here() -> None:
     assert (len(ROW_FEATURES), len(AGGREGATES)) == (33, 13)
     columns = {column for several in (*ROW_FEATURES.values(), *AGGREGATES.values()) for column in several if column}
     assert columns <= set(FEATURE)
-    assert len(columns) == 48
+    assert len(columns) == 53
     assert collapsed()["user_count"] == ("UserCumtestnum", "quesCnt", "QuesCnt (user)")
 
 
