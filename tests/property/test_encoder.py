@@ -236,7 +236,9 @@ def test_planted_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, leak, timesta
         search()
 
 
-def asked_otherwise(histories: Histories, rows: np.ndarray, questions: list[str], rng: np.random.Generator) -> Histories:
+def asked_otherwise(
+    histories: Histories, rows: np.ndarray, questions: list[str], rng: np.random.Generator
+) -> Histories:
     """The same students; the given rows have other questions, in any test and on any concepts, other answers and times.
 
     Times go on rising from the first such row to the last.
