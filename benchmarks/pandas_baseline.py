@@ -110,7 +110,7 @@ def fit(rows: Rows) -> Fitted:
 
 
 def columns(rows: Rows, fitted: Fitted) -> pd.DataFrame:
-    """The restated columns, float32 [N, 47]."""
+    """The restated columns, float32 [N, 52]."""
     question = rows.frame["question"].to_numpy()
     found: dict[str, pd.Series | Floats] = {name: values.to_numpy()[question] for name, values in fitted.values.items()}
     for name, record in rows.records.items():
@@ -208,6 +208,13 @@ def _day_cycles(rows: Rows, fitted: Fitted) -> dict[str, pd.Series | Floats]:
     span = time - cycle["time"].transform("first")
     state = pd.DataFrame({"day": day, "rows": place + 1, "right": cycle["right"].cumsum(), "span": span}, copy=False)
     state["graded"] = cycle["known"].cumsum() if _hidden(frame) else state["rows"]
+    fresh = place == 0
+    gap = (span / place).where(~fresh, 0.0)  # mean time between the rows of the cycle so far
+    state["gap"] = gap
+    answers = state[["right", "graded"]] if _hidden(frame) else state[["right"]]
+    for n in RECENT:
+        earlier = answers.groupby(cycle_key, sort=False).shift(n, fill_value=0)
+        state[[f"{name}_{n}" for name in answers]] = answers - earlier
     last = state.groupby(test.key, sort=False).shift(1, fill_value=-1)
     today = (rows.records["user"].rows["time"].shift(1) // DAY_MS) == last["day"]
     last = last.where(today, 0)
@@ -216,9 +223,11 @@ def _day_cycles(rows: Rows, fitted: Fitted) -> dict[str, pd.Series | Floats]:
         "day_cycle_right": np.log1p(last["right"]),
         "day_cycle_log_odds": _log_odds(last["right"], last["graded"], fitted),
         "day_cycle_time": _log_seconds(last["span"]),
+        "day_cycle_gap": _log_seconds(last["gap"]),
     }
-    fresh = place == 0
-    gap = (span / place).where(~fresh, 0.0)  # mean time between the rows of the cycle so far
+    for n in RECENT:
+        graded = last[f"graded_{n}"] if _hidden(frame) else last["rows"].clip(upper=n)
+        found[f"day_cycle_recent_{n}_log_odds"] = _log_odds(last[f"right_{n}"], graded, fitted)
     change = gap - gap.groupby(cycle_key, sort=False).shift(1, fill_value=0.0)
     for name, prefix in (("user", "user"), ("head", "user_head")):
         found |= _aggregates(rows.records[name], prefix, time, fresh, change)

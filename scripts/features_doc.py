@@ -16,8 +16,13 @@ Made from `FEATURES` (dkt_ray/features/student.py) by `python scripts/features_d
 Every number of a row reads the student's **visible past** and what was fitted on **other** users, nothing else:
 `visible` is how many earlier rows the row may read; `now` is its own time where timestamps are times of showing (not
 before the last visible row), else the time of the last visible row. `r` is the overall rate of right answers. A
-student's rates start from {PRIOR:g} pseudo-answers at that rate. Fitted statistics are cross-fitted (a training user's
-rows are encoded without the user's own fold) and back off question → test → concept → head → overall.
+student's rates start from {PRIOR:g} pseudo-answers at that rate. Fitted statistics back off question → test →
+concept → head → overall.
+
+They are **cross-fitted**: a training user's rows are encoded with what the other folds' users answered, were asked and
+when; this holds for every number that an item has (rates, counts, curves, expected times, likeness, the size of its
+test). Three things are those of all training users, so that they mean the same in every fold: which ids are known (of
+`encoder.min_count` rows) and how they are numbered, the edges of `binning.kind=qcut`, and the scale of the numbers.
 
 What is said of the question's concepts is the sum over them: a row that shares two of them counts twice. "The last n
 answers" are rows, hidden ones included; a rate is that of the known answers among them. Rows without a test stand in
@@ -52,8 +57,8 @@ def _ids() -> str:
     ]
     lines += [
         "",
-        "`lag` and `previous_elapsed` are bins of a duration; `encoder.binning` chooses them (log, cap, cut, qcut) and",
-        "what a first row has. `ngram` holds the last four answers, `hour` the UTC hour of `now`.",
+        "`lag` and `previous_elapsed` are bins of a duration; `encoder.binning` chooses them (log, cap, cut, qcut,",
+        "edges) and what a first row has. `ngram` holds the last four answers, `hour` the UTC hour of `now`.",
         "`concepts` holds all concepts of the question. 0 is padding, 1 unknown (or too rare: `encoder.min_count`).",
         "",
     ]

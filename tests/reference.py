@@ -133,6 +133,8 @@ class _Slow:
             found[f"{level}_rows_ago"] = math.log(1 + between) if last else -1
             found[f"{level}_time_ago"] = log_seconds(self.now - last["time"] if last else None)
             found[f"{level}_last_answer"] = last["correct"] if last else -2
+        ago = self.now - self.test[-1]["time"] if self.test else None
+        found["test_time_ago_capped"] = -1 if ago is None else min(max(ago, 0) / SECOND, 600)
         between_same = [gap for rows in self.by_concept for gap in gaps(rows)]
         return found | {"concept_spacing": log_seconds(mean(between_same) if between_same else None)}
 
@@ -243,6 +245,8 @@ class _Slow:
             "day_cycle_count": math.log(1 + len(today)),
             "day_cycle_right": math.log(1 + right(today)),
             "day_cycle_log_odds": self.odds(today),
+            **{f"day_cycle_recent_{n}_log_odds": self.odds(today[-n:]) for n in (10, 30, 50, 100)},
+            "day_cycle_gap": log_seconds(mean(gaps(today))),
             "day_cycle_time": log_seconds(today[-1]["time"] - today[0]["time"] if today else 0),
         }
 

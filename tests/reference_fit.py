@@ -99,6 +99,7 @@ class SlowFit:
         found["easiness"] = curve(answers, (parents[0], 1.0), slope=False)[0]
         found["easiness_2pl"], found["discrimination"] = curve(answers, parents)
         found["expected_ms"] = self._expected_ms(asked)
+        found["test_size"] = len({row["question"] for row in self.rows if row["test"] == asked["test"] != ""})
         found["number"] = int(asked["tail"]) if asked["tail"] else -1
         found["expected"] = rates["question"]
         return found | {"sketch": self._unit_sketch(asked["question"], found["question_graded"])}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dkt_ray.data.history import Int8, Int32, Int64
-from dkt_ray.features import kernels
+from dkt_ray.features import cycles, kernels
 from dkt_ray.features.kernels import BY_KEY, DAY_MS, MICRO, NEVER
 
 Floats = npt.NDArray[np.float64]
@@ -28,12 +28,13 @@ SESSION_MS: Final = 30 * MINUTE_MS  # a longer pause starts a new session
 PAUSE_MS: Final = 10 * MINUTE_MS  # a longer time between two rows is a pause, not the time spent on a question
 DECAY: Final = 0.9  # of RPFA's recency weights (Galyardt and Goldin 2015)
 ELO_RATE, ELO_SLOWING = 0.4, 0.05
+RECENT_IN_CYCLE: Final = (10, 30, 50, 100)
 RECENT: Final = {"user": (5, 10, 20, 30, 50, 100), "head": (10, 30, 50, 100), "concept": (5,)}
 WINDOWS_MS: Final = {
     "user": {"10min": 10 * MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS},
     "concept": {"hour": HOUR_MS, "day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS},
 }
-DAY_CYCLES: Final = ("cycles", "interval", "gap", "seen", "graded", "right", "span")
+DAY_CYCLES: Final = ("cycles", "interval", "gap", "seen", "graded", "right", "span", "pace")
 KEYS: Final = ("user", "question", "test", "concept", "head", "position")
 # fitted per item, in the order of `ItemTable.values`
 FITTED: Final = (
@@ -155,7 +156,7 @@ def _trace(past: Past, out: Floats) -> None:
 
 def _passes(past: Past, out: Floats) -> None:
     size = past.fitted[:, FITTED.index("test_size")].astype(np.int64)
-    kernels.passes(
+    cycles.passes(
         past.keys["test"][:, 0],
         size[past.items],
         past.correct,
@@ -171,7 +172,7 @@ def _passes(past: Past, out: Floats) -> None:
 
 
 def _day_cycles(paper: str, group: str, past: Past, out: Floats) -> None:
-    kernels.day_cycles(
+    cycles.day_cycles(
         past.keys[paper][:, 0],
         past.keys[group][:, 0],
         past.correct,
@@ -185,6 +186,23 @@ def _day_cycles(paper: str, group: str, past: Past, out: Floats) -> None:
         past.order,
         past.sizes[paper],
         past.sizes[group],
+        out,
+    )
+
+
+def _recent_in_cycle(past: Past, out: Floats) -> None:
+    cycles.recent_in_cycle(
+        past.keys["test"][:, 0],
+        past.correct,
+        past.time,
+        past.offsets,
+        past.query_keys["test"][:, 0],
+        past.query_visible,
+        past.now,
+        past.query_offsets,
+        past.order,
+        past.sizes["test"],
+        _numbers(RECENT_IN_CYCLE),
         out,
     )
 
@@ -250,6 +268,9 @@ SOURCES: Final = (
     Source("pass", ("number", "place", "graded", "right"), _passes),
     Source("day", DAY_CYCLES, partial(_day_cycles, "test", "user")),
     Source("head_day", DAY_CYCLES, partial(_day_cycles, "test_in_head", "head")),
+    Source(
+        "day_recent", tuple(f"{n}_{what}" for n in RECENT_IN_CYCLE for what in ("graded", "right")), _recent_in_cycle
+    ),
     Source("elo", ("user", "concept", "logit"), _elo),
     Source("similar", ("likeness", "record"), _similar),
 )
@@ -271,6 +292,7 @@ NEEDS: Final = {
     "test": {"test"},
     "pass": {"test"},
     "day": {"test", "time"},
+    "day_recent": {"test", "time"},
     "head_day": {"head", "test", "time"},
     "concept": {"concepts"},
     "head": {"head"},

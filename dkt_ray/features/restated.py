@@ -55,12 +55,12 @@ AGGREGATES: Final[dict[str, tuple[str, str, str]]] = {
     "QuesPerCycle": ("user_rows_per_cycle", "user_head_rows_per_cycle", "day_cycle_count"),
     "Max-MinTimestampDay": ("user_span_days", "user_head_span_days", "day_cycle_time"),
     "MeanCycleIntervalDay": ("user_cycle_interval", "user_head_cycle_interval", ""),
-    "Top10CorrectPer": ("recent_10_log_odds", "head_recent_10_log_odds", "day_cycle_log_odds"),
-    "Top30CorrectPer": ("recent_30_log_odds", "head_recent_30_log_odds", "day_cycle_log_odds"),
-    "Top50CorrectPer": ("recent_50_log_odds", "head_recent_50_log_odds", "day_cycle_log_odds"),
-    "Top100CorrectPer": ("recent_100_log_odds", "head_recent_100_log_odds", "day_cycle_log_odds"),
+    "Top10CorrectPer": ("recent_10_log_odds", "head_recent_10_log_odds", "day_cycle_recent_10_log_odds"),
+    "Top30CorrectPer": ("recent_30_log_odds", "head_recent_30_log_odds", "day_cycle_recent_30_log_odds"),
+    "Top50CorrectPer": ("recent_50_log_odds", "head_recent_50_log_odds", "day_cycle_recent_50_log_odds"),
+    "Top100CorrectPer": ("recent_100_log_odds", "head_recent_100_log_odds", "day_cycle_recent_100_log_odds"),
     "LastCycleCorrectPer": ("user_test_log_odds", "user_test_log_odds", "day_cycle_log_odds"),
-    "MeanTimeDiffinCycle": ("user_cycle_gap", "user_head_cycle_gap", "day_cycle_time"),
+    "MeanTimeDiffinCycle": ("user_cycle_gap", "user_head_cycle_gap", "day_cycle_gap"),
 }
 
 

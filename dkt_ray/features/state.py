@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -54,15 +55,25 @@ Totals = npt.NDArray[np.object_]
 class BinningConfig(Config):
     """How the time between two rows becomes a category; the edges are fixed when the encoder is fitted."""
 
-    kind: Literal["log", "cap", "cut", "qcut"] = "log"
+    kind: Literal["log", "cap", "cut", "qcut", "edges"] = "log"
     """log: 1 s bins up to 30 s, then wider ones to 30 days; cap: 1 s bins up to `cap_s`; cut: `bins` equal bins up to
-    `cap_s`; qcut: `bins` bins with equally many rows (of training users, capped)."""
+    `cap_s`; qcut: `bins` bins with equally many rows (of training users, capped); edges: bins made by hand, `edges_s`.
+    """
+    edges_s: tuple[float, ...] = (50, 100, 200, 300, 400, 500, 600)
+    """With kind=edges: upper edges of the bins, ascending; longer times share a last bin."""
     bins: int = Field(20, ge=2, le=600)
     """Bins of cut and qcut."""
     cap_s: int = Field(600, ge=1, le=600)
     """Longer times count as this one (cap, cut and qcut)."""
     first_row: Literal["unknown", "zero"] = "unknown"
     """What a row without an earlier one has: a bin of its own, or no time at all."""
+
+    @field_validator("edges_s")
+    @classmethod
+    def _ascending(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        if not edges or edges[0] <= 0 or any(high <= low for low, high in pairwise(edges)):
+            raise ValueError(f"{list(edges)} are no upper edges of bins; expected ascending seconds above 0")
+        return edges
 
 
 class EncoderConfig(Config):
@@ -158,7 +169,7 @@ class EncoderState:
     counts: Counts
     profile: Profile
     timed: bool  # the data have timestamps
-    held_out: int | None = None  # a fold whose answers do not count (its ids stay known)
+    held_out: int | None = None  # a fold whose users do not count (their ids stay known)
     mean: Floats | None = None  # [F] what is taken from a number before it is divided by
     std: Floats | None = None  # [F]
 
@@ -196,6 +207,8 @@ class EncoderState:
         binning = self.config.binning
         if binning.kind == "log":
             return SECOND_EDGES
+        if binning.kind == "edges":
+            return np.array(binning.edges_s)
         if binning.kind == "cap":
             return np.arange(1.0, binning.cap_s + 1)
         if binning.kind == "cut":
@@ -233,8 +246,12 @@ class EncoderState:
 
     @cached_property
     def questions(self) -> pa.Table:
-        """Known questions: question, test and concepts (the most frequent ones), count, graded, right."""
-        frame = pl.DataFrame(self.counts.table).group_by(ITEM).agg(pl.col("count", "graded", "right").sum())
+        """Known questions: question, test and concepts (the most frequent ones), count, graded, right.
+
+        Without those of the held-out fold, so that neither its answers nor what it was asked reaches its rows.
+        """
+        counts = self.counts if self.held_out is None else self.counts.without(self.held_out)
+        frame = pl.DataFrame(counts.table).group_by(ITEM).agg(pl.col("count", "graded", "right").sum())
         ordered = frame.sort(["question", "count", "test", "concepts"], descending=[False, True, False, False])
         return (
             ordered.group_by("question", maintain_order=True)
@@ -244,7 +261,7 @@ class EncoderState:
         )
 
     def excluding(self, fold: int) -> EncoderState:
-        """The same ids, with statistics that leave out one fold's answers; made once per fold."""
+        """The same ids, edges and scale, with statistics that leave out one fold's users; made once per fold."""
         if fold not in self._excluding:
             self._excluding[fold] = self._without(fold)
         return self._excluding[fold]
@@ -256,15 +273,7 @@ class EncoderState:
     def _without(self, fold: int) -> EncoderState:
         state = replace(self, held_out=fold)
         # what does not depend on the fold is not built again
-        for shared in (
-            "vocabularies",
-            "concepts_per_question",
-            "_chosen",
-            "_item_columns",
-            "questions",
-            "tags",
-            "edges",
-        ):
+        for shared in ("vocabularies", "concepts_per_question", "_chosen", "_item_columns", "tags", "edges"):
             state.__dict__[shared] = getattr(self, shared)
         return state
 
@@ -487,10 +496,6 @@ def _vocabulary(values: Strings, counts: Int64, min_count: int) -> dict[str, int
     total = frame.filter(pl.col("value") != "").group_by("value").agg(pl.col("count").sum())
     kept = total.filter(pl.col("count") >= min_count)["value"].sort()
     return {value: FIRST_ID + index for index, value in enumerate(kept)}
-
-
-def _as_numbers(parts: Strings) -> Int32:
-    return np.array([int(part) if part else -1 for part in parts], np.int32)
 
 
 def _explode(concepts: Strings, counts: Int64) -> tuple[Strings, Int64]:

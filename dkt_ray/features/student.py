@@ -32,6 +32,7 @@ class Function(IntEnum):
     SINCE_MS = kernels.SINCE_MS  # log(1 + seconds from time a to time b), -1 where there is none
     LOG_MEAN_MS = kernels.LOG_MEAN_MS  # log(1 + a / b / 1000): mean seconds from ms in all, -1 where b is 0
     DAYS = kernels.DAYS  # days from ms
+    SINCE_CAPPED = kernels.SINCE_CAPPED  # seconds from time a to time b, 600 at most, -1 where there is none
 
 
 FORMULAS: Final = {
@@ -48,6 +49,7 @@ FORMULAS: Final = {
     Function.SINCE_MS: "log(1 + (b − a) / 1000), −1 never",
     Function.LOG_MEAN_MS: "log(1 + a / b / 1000), −1 where b = 0",
     Function.DAYS: "a / 86,400,000",
+    Function.SINCE_CAPPED: "min((b − a) / 1000, 600), −1 never",
 }
 
 
@@ -68,13 +70,13 @@ class Feature(NamedTuple):
 
 
 VALUE, LOG_COUNT, LOG_WRONG, LOG_ODDS, RATE, MEAN, SURPLUS, LOG_MS, CAPPED, *_REST = Function
-SINCE_ROWS, SINCE_MS, LOG_MEAN_MS, DAYS = _REST
+SINCE_ROWS, SINCE_MS, LOG_MEAN_MS, DAYS, SINCE_CAPPED = _REST
 
 CORE: Final = "core"  # the group that is always on: baselines, mastery and every model build on it
 
 
-def _line(name: str, group: str, function: Function, inputs: str, doc: str) -> Feature:
-    return Feature(name, group, function, tuple(inputs.split()), doc)
+def _line(name: str, group: str, function: Function, inputs: str, doc: str, version: int = 1) -> Feature:
+    return Feature(name, group, function, tuple(inputs.split()), doc, version)
 
 
 def _difficulty(level: str, group: str, of: str) -> Feature:
@@ -142,6 +144,17 @@ def _aggregates(level: str, key: str, of: str) -> list[Feature]:
     ]
 
 
+def _recent_in_cycle(*numbers: int) -> list[Feature]:
+    """The last rows of today's cycle of the test."""
+    return [
+        _line(
+            f"day_cycle_recent_{n}_log_odds", "aggregate", LOG_ODDS, f"day_recent.{n}_right day_recent.{n}_graded",
+            f"smoothed log-odds of the last {n} visible answers of that cycle",
+        )
+        for n in numbers
+    ]  # fmt: skip
+
+
 FEATURES: Final = (
     _difficulty("question", CORE, "to the question"),
     _difficulty("concept", CORE, "to the question's concepts"),
@@ -163,7 +176,7 @@ FEATURES: Final = (
     _line("test_right", "difficulty", LOG_COUNT, "item.test_right", "log(1 + right answers in its test)"),
     _line("concept_graded", "difficulty", LOG_COUNT, "item.concept_graded", "log(1 + answers on its concepts)"),
     _line("concept_right", "difficulty", LOG_COUNT, "item.concept_right", "log(1 + right answers on them)"),
-    _line("test_size", "difficulty", VALUE, "item.test_size", "known questions of its test, 0 of an unknown one"),
+    _line("test_size", "difficulty", VALUE, "item.test_size", "known questions of its test, 0 of an unknown one", 2),
     _line("question_number", "difficulty", VALUE, "item.number", "its number in the test: the id's tail, -1 none"),
     _line("expected_time", "difficulty", LOG_MS, "item.expected_ms", "log(1 + binned median seconds of right answers)"),
     # item response theory, fitted on training users
@@ -176,6 +189,10 @@ FEATURES: Final = (
     _line("user_head_right", "counts", LOG_COUNT, "head.right", "log(1 + right answers in the same head)"),
     *_record("test", "test", "in the same test"),
     *_distance("test", "test", "of the same test"),
+    _line(
+        "test_time_ago_capped", "test", SINCE_CAPPED, "test.last_ms row.now",
+        "seconds since the last visible row of the same test, at most 600, -1 never",
+    ),
     *_record("head", "head", "in the same head"),
     *_distance("head", "head", "of the same head"),
     *_record("position", "head", "at the same number of a test"),
@@ -235,10 +252,10 @@ FEATURES: Final = (
     _line("session_time", "session", LOG_MS, "trace.session_ms", "log(1 + seconds since the session began)"),
     _line("sessions", "session", LOG_COUNT, "trace.sessions", "log(1 + sessions so far)"),
     # cycles: passes of a test
-    _line("pass_number", "cycle", VALUE, "pass.number", "earlier full passes of the test: 0 is the first"),
-    _line("pass_place", "cycle", VALUE, "pass.place", "answers of the running pass"),
-    _line("pass_right", "cycle", VALUE, "pass.right", "right answers of the running pass"),
-    _line("pass_log_odds", "cycle", LOG_ODDS, "pass.right pass.graded", "smoothed log-odds of the running pass"),
+    _line("pass_number", "cycle", VALUE, "pass.number", "earlier full passes of the test: 0 is the first", 2),
+    _line("pass_place", "cycle", VALUE, "pass.place", "answers of the running pass", 2),
+    _line("pass_right", "cycle", VALUE, "pass.right", "right answers of the running pass", 2),
+    _line("pass_log_odds", "cycle", LOG_ODDS, "pass.right pass.graded", "smoothed log-odds of the running pass", 2),
     # the reference's aggregates over (user, UTC day, test) cycles
     *_aggregates("user", "user", "of the student"),
     *_aggregates("user_head", "head", "of the student in the head"),
@@ -246,7 +263,9 @@ FEATURES: Final = (
     _line("day_cycle_count", "aggregate", LOG_COUNT, "day.seen", "log(1 + rows of today's cycle of the test)"),
     _line("day_cycle_right", "aggregate", LOG_COUNT, "day.right", "log(1 + right answers of that cycle)"),
     _line("day_cycle_log_odds", "aggregate", LOG_ODDS, "day.right day.graded", "smoothed log-odds of that cycle"),
+    *_recent_in_cycle(10, 30, 50, 100),
     _line("day_cycle_time", "aggregate", LOG_MS, "day.span", "log(1 + seconds of that cycle so far)"),
+    _line("day_cycle_gap", "aggregate", LOG_MS, "day.pace", "log(1 + mean seconds between its rows)"),
     # ratings and likeness
     _line("elo_user", "elo", VALUE, "elo.user", "Elo rating of the student against fitted easiness"),
     _line("elo_concept", "elo", VALUE, "elo.concept", "mean Elo rating of the student in the question's concepts"),

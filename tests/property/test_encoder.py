@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,29 +25,57 @@ CONCEPTS = ["", "7", "7_9", "11", "11_7_9"]
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def random_histories(seed: int, users: int, longest: int = 14, timed: bool = True) -> Histories:
-    """Few questions, so that ids repeat; equal times, hidden answers, empty histories and missing tests occur."""
+LONGEST = 130
+STEPS = [0, 800, 5_000, 40_000, 10**6, 10**7, 3 * 10**8, 3 * 10**9]  # ms: seconds to more than a month
+SLOW, FAST = (0.1, 0.2, 0.2, 0.1, 0.2, 0.1, 0.05, 0.05), (0.1, 0.4, 0.2, 0.3, 0, 0, 0, 0)
+
+
+def random_histories(seed: int, users: int, timed: bool = True) -> Histories:
+    """Few questions, so that ids repeat; equal times, hidden answers, empty histories and missing tests occur.
+
+    Most histories are short; the longest ones are of one day and almost of one test, so that every list of last answers
+    has more rows than fit into it; the others last longer than every span of time. Time before a row
+    grows with its question's number.
+    """
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(0, longest, users)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = int(offsets[-1])
-    question = rng.integers(0, len(QUESTIONS), rows)
-    time = np.concatenate([np.cumsum(rng.choice([0, 800, 40_000, 10**7], n)) for n in lengths] or [[]])
+    long = rng.random(users) < 0.3
+    lengths = np.where(long, rng.integers(14, LONGEST, users), rng.integers(0, 14, users))
+    crammed = long & (lengths > LONGEST // 2)
+    questions = [rng.integers(0, len(QUESTIONS), n) for n in lengths]
+    questions = [
+        np.where(rng.random(len(q)) < 0.9, q % 4, q) if one else q for one, q in zip(crammed, questions, strict=True)
+    ]
+    steps = [rng.choice(STEPS, n, p=FAST if one else SLOW) for one, n in zip(crammed, lengths, strict=True)]
+    times = [np.cumsum(np.where(step == 5_000, step * (q + 1), step)) for step, q in zip(steps, questions, strict=True)]
+    question = np.concatenate([*questions, []]).astype(int)
     return Histories(
         np.array([f"u{i}" for i in range(users)], object),
-        offsets,
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         Coded.of([QUESTIONS[q] for q in question]),
         Coded.of(["" if q % 5 == 4 else f"t{q // 4}" for q in question]),
         Coded.of([CONCEPTS[q % 5] for q in question]),
-        rng.choice([0, 1, UNKNOWN], rows, p=[0.4, 0.5, 0.1]).astype(np.int8),
-        (10**12 + time).astype(np.int64) if timed else None,
+        rng.choice([0, 1, UNKNOWN], len(question), p=[0.4, 0.5, 0.1]).astype(np.int8),
+        (10**12 + np.concatenate([*times, []])).astype(np.int64) if timed else None,
     )
 
 
+@cache
 def fitted(timestamp_is: str, bundle: str, timed: bool) -> EncoderState:
     train = random_histories(5, 40, timed=timed)
     config = EncoderConfig(timestamp_is=timestamp_is, bundle=bundle, use_time=timed, min_count=3)
     return fit_histories(train, (np.arange(40) % 3).astype(np.int8), config)
+
+
+@switches
+def test_the_drawn_histories_tell_all_columns_apart(timestamp_is: str, bundle: str, timed: bool) -> None:
+    """No column is constant or equal to another one: each list of last answers is longer than its n somewhere."""
+    state = fitted(timestamp_is, bundle, timed)
+    numbers = encode(random_histories(1, 60, timed=timed), None, state).past.numbers
+    alike: dict[bytes, list[str]] = {}
+    for name, column in zip(state.number_names, numbers.T, strict=True):
+        alike.setdefault(column.tobytes(), []).append(name)
+        assert len(np.unique(column)) > 1, f"{name} is constant"
+    assert [names for names in alike.values() if len(names) > 1] == []
 
 
 def same(left: Rows, right: Rows, rows: slice = slice(None)) -> None:
@@ -107,7 +136,7 @@ def test_no_feature_sees_the_future(timestamp_is: str, bundle: str, timed: bool,
 
 
 @switches
-@given(SEEDS, st.integers(0, 14))
+@given(SEEDS, st.integers(0, LONGEST))
 @settings(max_examples=30, deadline=None)
 def test_prefix_of_the_encoding_is_the_encoding_of_the_prefix(
     timestamp_is: str, bundle: str, timed: bool, seed: int, length: int
@@ -236,18 +265,65 @@ def test_planted_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, leak, timesta
         search()
 
 
-def test_no_statistic_of_a_fold_reaches_its_rows() -> None:
-    """A canary user of fold 1 answers a question that nobody else gets right: only fold 1's own rows may not know."""
+def asked_otherwise(
+    histories: Histories, rows: np.ndarray, questions: list[str], rng: np.random.Generator
+) -> Histories:
+    """The given rows with other questions, in any test and on any concepts, other answers and other times.
+
+    Times go on rising from the first such row to the last.
+    """
+
+    def drawn(column: Coded, values: list[str]) -> Coded:
+        strings = column.strings()
+        strings[rows] = rng.choice(values, rows.sum())
+        return Coded.of(strings.tolist())
+
+    correct = histories.correct.copy()
+    correct[rows] = rng.choice([0, 1, UNKNOWN], rows.sum())
+    assert histories.timestamp is not None
+    timestamp = histories.timestamp.copy()
+    timestamp[rows] = 10**12 + np.cumsum(rng.choice([0, 5_000, 10**9], rows.sum()))
+    return dataclasses.replace(
+        histories,
+        question=drawn(histories.question, questions),
+        test=drawn(histories.test, ["t0", "t1", "t2", "t3", ""]),
+        concepts=drawn(histories.concepts, CONCEPTS),
+        correct=correct,
+        timestamp=timestamp,
+    )
+
+
+OWN_QUESTIONS = ["A010001003", "A010001004", "A020002003", "y"]  # nobody else is asked these
+
+
+@pytest.mark.parametrize("canary", ["answers", "everything", "questions of their own"])
+def test_no_statistic_of_a_fold_reaches_its_rows(canary: str) -> None:
+    """What users of fold 1 answered, what they were asked and when: only fold 1's own rows may not know.
+
+    Ids are numbered over all folds, so that they are compared only where the fold brings no new one.
+    """
     train = random_histories(5, 40)
-    fold = (np.arange(40) % 3).astype(np.int8)
-    flipped = dataclasses.replace(
-        train, correct=np.where(np.repeat(fold, train.lengths) == 1, 1, train.correct).astype(np.int8)
-    )
+    fold = np.array([1, 1, 1, 1, 0, 2] * 7)[:40].astype(np.int8)  # enough to change which test a question is mostly in
+    theirs = np.repeat(fold, train.lengths) == 1
+    if canary == "answers":
+        changed = dataclasses.replace(train, correct=np.where(theirs, 1, train.correct).astype(np.int8))
+    else:
+        questions = QUESTIONS + (OWN_QUESTIONS if canary == "questions of their own" else [])
+        changed = asked_otherwise(train, theirs, questions, np.random.default_rng(3))
     config = EncoderConfig(min_count=1)
-    before, after = (fit_histories(h, fold, config) for h in (train, flipped))
-    probe = random_histories(9, 6)
-    same(encode(probe, None, before.excluding(1)).past, encode(probe, None, after.excluding(1)).past)
-    changed = (
-        encode(probe, None, before.excluding(0)).past.numbers != encode(probe, None, after.excluding(0)).past.numbers
-    )
-    assert changed.any(), "the canary must be visible from other folds, or this test proves nothing"
+    before, after = (fit_histories(h, fold, config) for h in (train, changed))
+    probe = random_histories(9, 12)
+    probe = asked_otherwise(probe, np.arange(probe.rows) % 2 == 0, QUESTIONS + OWN_QUESTIONS, np.random.default_rng(4))
+    one, other = (encode(probe, None, state.excluding(1)).past for state in (before, after))
+    if canary == "questions of their own":
+        assert before.vocabularies["question"] != after.vocabularies["question"]
+        np.testing.assert_array_equal(one.numbers, other.numbers)
+    else:
+        assert before.vocabularies == after.vocabularies
+        same(one, other)
+    one, other = (encode(probe, None, state.excluding(0)).past for state in (before, after))
+    moved = set(np.array(before.number_names)[(one.numbers != other.numbers).any(0)])
+    told = {"question_log_odds", "easiness_1pl", "similar_surplus"}
+    if canary != "answers":
+        told |= {"question_count", "test_size", "pass_number", "expected_time"}
+    assert told <= moved, "the canary must be visible from other folds, or this test proves nothing"

@@ -174,6 +174,15 @@ def test_a_fixture_is_recognised_as_its_own_format(fixture):
     assert (found.format.timestamp_is is None) == all(row[5] is None for row in EXPECTED[fixture])
 
 
+def test_a_time_of_a_start_is_when_the_question_was_shown():
+    """Columns named start are known before the answer; `timestamp` of EdNet and Riiid is documented to be so."""
+    shown = {"assistments2012", "assistments2017", "ednet_kt1", "riiid"}
+    assert {name for name, each in catalog.FORMATS.items() if each.timestamp_is == "shown"} == shown
+    for each in catalog.FORMATS.values():
+        if each.columns.get("timestamp", "").lower().startswith("start"):
+            assert each.timestamp_is == "shown", each.name
+
+
 @pytest.mark.parametrize("name", catalog.FORMATS)
 @pytest.mark.parametrize("fixture", EXPECTED)
 def test_a_wrong_format_names_the_right_one(fixture, name):

@@ -49,7 +49,16 @@ def test_so_it_does_with_hidden_answers_duplicates_and_rows_in_any_order(rows):
     core.verify(made, core.theirs(core.frame(shuffled)))
 
 
-@pytest.mark.parametrize("name", ["user_test_log_odds", "head_recent_50_log_odds", "user_cycle_gap", "question_right"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "user_test_log_odds",
+        "head_recent_50_log_odds",
+        "user_cycle_gap",
+        "question_right",
+        "day_cycle_recent_10_log_odds",
+    ],
+)
 def test_a_planted_difference_is_found(rows, mine, name):
     other = core.theirs(core.frame(rows))
     planted = other.numbers[name].copy()

@@ -167,7 +167,7 @@ def test_what_the_reference_computed_has_a_column_here() -> None:
     assert (len(ROW_FEATURES), len(AGGREGATES)) == (33, 13)
     columns = {column for several in (*ROW_FEATURES.values(), *AGGREGATES.values()) for column in several if column}
     assert columns <= set(FEATURE)
-    assert len(columns) == 48
+    assert len(columns) == 53
     assert collapsed()["user_count"] == ("UserCumtestnum", "quesCnt", "QuesCnt (user)")
 
 
@@ -189,6 +189,8 @@ def test_a_group_is_switched_off_by_config_and_by_what_the_data_lack() -> None:
     [
         ({"kind": "cap", "cap_s": 4}, [1, 2, 3, 4]),
         ({"kind": "cut", "cap_s": 60, "bins": 3}, [20, 40, 60]),
+        ({"kind": "edges"}, [50, 100, 200, 300, 400, 500, 600]),
+        ({"kind": "edges", "edges_s": [5, 7.5]}, [5, 7.5]),
         ({"kind": "qcut", "cap_s": 60, "bins": 2}, [11]),  # times between rows: 5, 5, 10, 60 and a pause, capped
     ],
 )
@@ -201,6 +203,12 @@ def test_durations_are_binned_by_fixed_edges(binning: dict[str, object], edges: 
     zero = fitted(SIX, min_count=1, binning=binning | {"first_row": "zero"})
     assert encode(SIX, None, zero).past.ids["previous_elapsed"][:2].tolist() == [2, 2]
     assert ids.max() < state.sizes["previous_elapsed"]
+
+
+@pytest.mark.parametrize("edges", [[], [0, 5], [5, 5], [10, 5]])
+def test_edges_that_make_no_bins_are_refused(edges: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"edges_s.*expected ascending seconds above 0"):
+        build(EncoderConfig, {"binning": {"kind": "edges", "edges_s": edges}})
 
 
 def test_scaling_by_range() -> None:

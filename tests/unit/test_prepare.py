@@ -140,7 +140,9 @@ def test_adding_days_equals_preparing_everything_anew(logs, tmp_path_factory, da
     assert kept == [(bucket.histories, bucket.counts) for bucket in opened(folder / "anew").manifest.files]
 
 
-def test_a_new_day_reads_its_own_file_and_touches_its_own_buckets_only(logs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("append", [False, True])
+def test_a_new_day_reads_its_own_file_and_touches_its_own_buckets_only(append, logs, tmp_path, monkeypatch):
+    """Old files are hashed unless `append`; the fit reads all histories twice: docs/operations.md says so."""
     user = logs["userID"][0]
     monday, tuesday = tmp_path / "in" / "1.csv", tmp_path / "in" / "2.csv"
     write_days(tmp_path / "in", logs, [])[0].rename(monday)
@@ -156,10 +158,10 @@ def test_a_new_day_reads_its_own_file_and_touches_its_own_buckets_only(logs, tmp
         return plain(self, task, items, stage)
 
     monkeypatch.setattr(LocalEngine, "run", watched)
-    made = run(monday.parent, tmp_path / "store", data={"buckets": 16})
+    made = run(tuesday if append else monday.parent, tmp_path / "store", data={"buckets": 16}, append=append)
     assert made["added"] == 1
     once = {"read files": 1, "merge buckets": 1, "count answers": 1}
-    assert dict(ran) == {"hash files": 2, "profile questions": 16, "measure numbers": 16} | once
+    assert dict(ran) == {"hash files": 1 if append else 2, "profile questions": 16, "measure numbers": 16} | once
     after = opened(tmp_path / "store").manifest
     changed = [one for one, other in zip(before.files, after.files, strict=True) if one != other]
     assert len(changed) == 1

@@ -20,14 +20,18 @@ SIZE = 4  # questions of a test
 
 @pytest.fixture(scope="module")
 def log() -> Table:
-    """One student who passes through tests of 4 questions, some more than once or half way; nothing is hidden."""
+    """One student who passes through tests of 4 questions, some more than once or half way; nothing is hidden.
+
+    One test is crammed, 120 rows in a day.
+    """
     rng = np.random.default_rng(2)
     rows = []
     now = START_MS // 1000
-    for _ in range(45):
-        test = int(rng.integers(6))
-        now += int(rng.choice([2_000, 40_000, 200_000]))
-        for number in rng.permutation(SIZE)[: rng.choice([SIZE, SIZE, SIZE, 2])]:
+    for step in range(60):
+        crammed = step >= 30
+        test = 6 if crammed else int(rng.integers(6))
+        now += 20 if crammed and step > 30 else int(rng.choice([2_000, 40_000, 200_000]))
+        for number in rng.permutation(SIZE)[: SIZE if crammed else rng.choice([SIZE, SIZE, SIZE, 2])]:
             now += int(rng.integers(0, 200))
             head = test % 3 + 1
             question, paper = f"A{head:02d}0{test:03d}{number + 1:03d}", f"A{head:02d}0000{test:03d}"
@@ -100,6 +104,7 @@ def test_number_and_time_of_a_row(log: Table, columns: Table) -> None:
 
 
 LEVELS = {"user": None, "user and head": "head"}
+LAST_LEVEL = 2  # the cycle
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -142,12 +147,24 @@ def mean_gap(past: Table) -> float:
 
 
 def test_aggregates_of_the_running_cycle(log: Table, columns: Table) -> None:
+    def ours(name: str) -> str:
+        return AGGREGATES[name][LAST_LEVEL]
+
+    assert log.groupby("cycle").size().max() > 100, "or the last 100 rows of a cycle are all of them"
+    for last in (10, 30, 50, 100):
+        right = over_past(log, "cycle", lambda past, n=last: answers(past.tail(n)))
+        rows = over_past(log, "cycle", lambda past, n=last: min(len(past), n))
+        np.testing.assert_allclose(columns[ours(f"Top{last}CorrectPer")], smoothed(columns, right, rows), atol=1e-5)
+    gap = over_past(log, "cycle", mean_gap)
+    np.testing.assert_allclose(number_of(columns, ours("MeanTimeDiffinCycle")), gap, rtol=1e-5, atol=1e-4)
     rows, right = over_past(log, "cycle", len), over_past(log, "cycle", answers)
     seconds = over_past(log, "cycle", lambda past: past["time"].max() - past["time"].min() if len(past) else 0)
-    np.testing.assert_allclose(number_of(columns, "day_cycle_count"), rows, atol=1e-5)
-    np.testing.assert_allclose(number_of(columns, "day_cycle_right"), right, atol=1e-5)
-    np.testing.assert_allclose(columns["day_cycle_log_odds"], smoothed(columns, right, rows), atol=1e-5)
-    np.testing.assert_allclose(number_of(columns, "day_cycle_time"), seconds, rtol=1e-5, atol=1e-4)
+    for name in ("QuesCnt", "QuesPerCycle"):
+        np.testing.assert_allclose(number_of(columns, ours(name)), rows, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(number_of(columns, ours("CorrectCnt")), right, rtol=1e-6, atol=1e-5)
+    for name in ("CorrectPer", "LastCycleCorrectPer"):
+        np.testing.assert_allclose(columns[ours(name)], smoothed(columns, right, rows), atol=1e-5)
+    np.testing.assert_allclose(number_of(columns, ours("Max-MinTimestampDay")), seconds, rtol=1e-5, atol=1e-4)
     papers = over_past(log, "test", answers), over_past(log, "test", len)
     np.testing.assert_allclose(columns[AGGREGATES["LastCycleCorrectPer"][0]], smoothed(columns, *papers), atol=1e-5)
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dkt_ray.data.history import Coded, Histories
 from dkt_ray.data.windows import (
     STRATEGIES,
     Interactions,
@@ -22,6 +23,7 @@ from dkt_ray.data.windows import (
 )
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import Rows, SequenceBatch
+from dkt_ray.features.chunks import encode_users
 from dkt_ray.features.collate import collate, interactions, segments, window_segments
 from dkt_ray.features.encoder import EncoderConfig
 from dkt_ray.models.lstm_attention import LstmAttention, LstmAttentionConfig
@@ -291,28 +293,61 @@ def test_a_target_reads_the_visible_rows_of_its_window(encoded, strategy):
     assert reads, "no target reads anything: the test shows nothing"
 
 
-@every_strategy
-@torch.inference_mode()
-def test_later_rows_change_no_logit_of_a_window(encoded, strategy):
-    world, rows = encoded
-    network = LstmAttention(LstmAttentionConfig(width=8), Inputs.of(world.state)).eval()
-    windows = draw(interactions(rows), WindowConfig(strategy=strategy, length=9, tests=2), 9, epoch=1)
-    before = whole_batch(network, rows, windows)
-    logits = network(before)
-    rng = np.random.default_rng(0)
-    cut = np.repeat(rng.integers(0, np.diff(rows.offsets)), np.diff(rows.offsets))
-    changed = rows.position >= cut
-    noisy = dataclasses.replace(
-        rows,
-        ids={name: np.where(changed, 1, ids).astype(np.int32) for name, ids in rows.ids.items()},
-        concepts=np.where(changed[:, None], 1, rows.concepts).astype(np.int32),
-        numbers=np.where(changed[:, None], rng.normal(size=rows.numbers.shape), rows.numbers).astype(np.float32),
-        correct=np.where(changed, 1 - rows.correct, rows.correct).astype(np.int8) % 2,
+def changed_from(histories: Histories, cut: np.ndarray, rng: np.random.Generator, what: str) -> Histories:
+    """Other answers from position `cut[u]` of each user on, and with them other questions, concepts, times and tests.
+
+    Args:
+        what: answers; questions (rows keep their tests, and are shown together with the same rows); or tests.
+    """
+    position = np.arange(histories.rows) - np.repeat(histories.offsets[:-1], histories.lengths)
+    later = position >= np.repeat(cut, histories.lengths)
+    answers = np.where(later, 1 - histories.correct, histories.correct).astype(np.int8)
+    if what == "answers":
+        return dataclasses.replace(histories, correct=answers)
+
+    def other(column: Coded, drawn: np.ndarray) -> Coded:
+        return Coded(np.where(later, drawn, column.codes).astype(np.int32), column.values)
+
+    question, concepts = (
+        rng.integers(0, len(c.values), histories.rows) for c in (histories.question, histories.concepts)
     )
-    after = network(whole_batch(network, noisy, windows))
-    real = before.rows >= 0
-    blind = torch.zeros_like(real)
-    blind[real] = torch.from_numpy(~changed)[before.rows[real]]
-    assert blind.any()
-    assert torch.equal(after[blind], logits[blind])
-    assert not torch.equal(after[real], logits[real])
+    if what == "questions":
+        question = histories.question.codes // w.PER_TEST * w.PER_TEST + question % w.PER_TEST
+    assert histories.timestamp is not None
+    return dataclasses.replace(
+        histories,
+        question=other(histories.question, question),
+        test=other(histories.test, question // w.PER_TEST),
+        concepts=other(histories.concepts, concepts),
+        correct=answers,
+        timestamp=histories.timestamp + later * rng.integers(1, 10**9, histories.rows),
+    )
+
+
+@every_strategy
+@pytest.mark.parametrize("what", ["answers", "questions", "tests"])
+@torch.inference_mode()
+def test_what_comes_later_changes_no_logit_of_a_window(encoded, strategy, what):
+    """Histories are changed before they are encoded; the windows are those of the unchanged ones."""
+    world, rows = encoded
+    if what == "tests" and world.state.config.bundle == "test_run":
+        what = "questions"  # another test would cut another run, and pad the batch to another width
+    users = np.concatenate([np.flatnonzero(world.fold == k) for k in range(2)])
+    histories = world.histories.select(users)
+    network = LstmAttention(LstmAttentionConfig(width=8), Inputs.of(world.state)).eval()
+    for seed in range(4):
+        windows = draw(interactions(rows), WindowConfig(strategy=strategy, length=9, tests=2), 9, seed=seed, epoch=1)
+        rng = np.random.default_rng(seed)
+        cut = rows.visible[histories.offsets[:-1] + rng.integers(0, histories.lengths)]  # where some row's past ends
+        noisy = encode_users(changed_from(histories, cut, rng, what), world.fold[users], world.state)
+        before, after = whole_batch(network, rows, windows), whole_batch(network, noisy, windows)
+        assert torch.equal(before.rows, after.rows)
+        seen = rows.visible <= np.repeat(cut, histories.lengths)  # the row at the cut reads what stands before it
+        blind = seen if what == "answers" else rows.position < np.repeat(cut, histories.lengths)
+        real = before.rows >= 0
+        unmoved = torch.zeros_like(real)
+        unmoved[real] = torch.from_numpy(blind)[before.rows[real]]
+        one, other = network(before), network(after)
+        assert unmoved.any()
+        assert torch.equal(other[unmoved], one[unmoved])
+        assert not torch.equal(other[real], one[real])

@@ -73,6 +73,6 @@ ASSISTMENTS_2017: Final = Format(
         "timestamp": "startTime",
     },
     convert=named_skills,
-    timestamp_is="submitted",
+    timestamp_is="shown",
     encoding="latin-1",
 )
