@@ -18,6 +18,9 @@ from benchmarks import core, encode_latency, ray_job, s3_job
 from benchmarks.environment import environment
 
 PARTS: Final = ("core", "ray", "encode")
+REQUIRED: Final = (  # in every last line; null where not measured
+    *("core_speedup", "ray_speedup", "row_time_ratio_20m", "peak_gib", "encode_ms_340x1", "encode_ms_340x1000"),
+)
 QUICK_USERS, QUICK_ROWS = 600, 100_000
 
 
@@ -25,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the parts that are asked for and print."""
     options = _parser().parse_args(arguments)
     figures: dict[str, Any] = {"benchmark": "data_plane", "environment": environment()}
+    figures |= dict.fromkeys(REQUIRED)
     if "core" in options.parts:
         users, repeats = (QUICK_USERS, 3) if options.quick else (core.USERS, options.repeats)
         figures |= core.measure(users, repeats)
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help="some of " + ",".join(PARTS))
+    parser.add_argument("--parts", type=_parts, default=PARTS, help="some of " + ",".join(PARTS))
     parser.add_argument("--repeats", type=int, default=5, help="of each side in part (a)")
     parser.add_argument("--rows", type=_sizes, default=[2_500_000, 20_000_000], help="of part (b), e.g. 2.5m,20m,100m")
     parser.add_argument("--ray-repeats", type=int, default=1, help="of both sides of part (b), at its smallest size")
@@ -48,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, default=Path("data/benchmarks"), help="for logs, which are kept")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
     return parser
+
+
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    if set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected some of {','.join(PARTS)}")
+    return parts
 
 
 def _sizes(text: str) -> list[int]:

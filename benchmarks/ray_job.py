@@ -108,7 +108,7 @@ def _once(files: Sequence[Path], store: Path) -> dict[str, Any]:
 
 
 def figures_of(ran: Ran, result: dict[str, Any]) -> dict[str, Any]:
-    """What a run of the job says of speed and memory."""
+    """What a run of the job says of speed, memory and bytes written (`bytes_per_row` are those that stay)."""
     largest = max(ran.peak, key=lambda name: ran.peak[name])
     return {
         "rows": result["rows"],
@@ -118,6 +118,7 @@ def figures_of(ran: Ran, result: dict[str, Any]) -> dict[str, Any]:
         "us_per_row": round(1e6 * ran.seconds / result["rows"], 3),
         "buckets": result["buckets"],
         "bytes_per_row": result["bytes_per_row"],
+        "written_bytes_per_row": _ratio(ran.written, result),
         "peak_gib": round(ran.peak[largest] / GIB, 2),
         "peak_process": largest,
         "peak_all_gib": round(ran.peak_total / GIB, 2),

@@ -5,10 +5,16 @@ from pathlib import Path
 
 from dkt_ray.features.restated import AGGREGATES, LEVELS, ROW_FEATURES, collapsed
 from dkt_ray.features.state import ID_COLUMNS
-from dkt_ray.features.student import DATA, FEATURES, FORMULAS, PRIOR
+from dkt_ray.features.student import DATA, FEATURES, FORMULAS, PRIOR, uninformed
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = ROOT / "docs" / "features.md"
+
+
+def _names(columns: object) -> str:
+    return ", ".join(f"`{column}`" for column in columns)  # type: ignore[attr-defined]
+
+
 INTRODUCTION = f"""# Features
 
 Made from `FEATURES` (dkt_ray/features/student.py) by `python scripts/features_doc.py`; a test keeps it true.
@@ -29,8 +35,10 @@ answers" are rows, hidden ones included; a rate is that of the known answers amo
 one test together, rows without a head in none. A session ends with a pause of more than 30 minutes; a time of more than
 10 minutes between two rows is a pause, not time spent on a question.
 
-Groups are switched by `encoder.features`; `core` is always on. What the data cannot feed switches itself off, and
-`dkt prepare` says so.
+Groups are switched by `encoder.features`. What the data cannot feed switches itself off, and `dkt prepare` says so.
+`core` is always on, for baselines and bundles read it by name: without concepts,
+{_names(uninformed(frozenset()))}
+stay and tell nothing of their own (the first repeats the head's log-odds, or the overall; the others are constant).
 """
 
 
@@ -88,10 +96,6 @@ def _restated() -> str:
     lines += ["", "Where several became one:", ""]
     lines += [f"- `{column}`: {', '.join(names)}" for column, names in collapsed().items()]
     return "\n".join(lines)
-
-
-def _names(columns: object) -> str:
-    return ", ".join(f"`{column}`" for column in columns)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

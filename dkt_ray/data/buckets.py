@@ -55,8 +55,19 @@ def merge(shards: Sequence[pa.Table], timed: bool) -> Merged:
     frame = pl.concat([_with_order(pl.DataFrame(shard)).select(*columns, "order") for shard in shards])
     order = ["user", *(["timestamp"] if timed else []), "order", "source", "row"]
     whole = _unite(frame.sort(order), order)
-    kept = whole.unique(columns[:-2], keep="first", maintain_order=True) if timed else whole
+    kept = _distinct(whole, columns[:-2]) if timed else whole
     return Merged(_histories(kept, timed), len(whole) - len(kept))
+
+
+def _distinct(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """The first of rows that are equal in the given columns; rows of one user and time follow each other."""
+    again = rows.select(
+        pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift()) for name in ("user", "timestamp"))
+    ).to_series()
+    tied = again | again.shift(-1, fill_value=False)  # few: only these can be equal
+    first = np.ones(len(rows), bool)
+    first[tied.to_numpy()] = rows.filter(tied).select(pl.struct(columns).is_first_distinct()).to_series().to_numpy()
+    return rows if first.all() else rows.filter(pl.Series(first))
 
 
 def _with_order(shard: pl.DataFrame) -> pl.DataFrame:

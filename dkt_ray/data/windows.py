@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple
 import numba
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from pydantic import Field
 
 from dkt_ray.config import Config
@@ -136,7 +137,7 @@ def sizes_of_tests(question: Int32, test: Int32) -> Int32:
         question: [N] codes.
         test: [N] codes.
     """
-    pairs = np.unique(_combine(test, question))
+    pairs = pd.unique(_combine(test, question))
     return np.bincount(pairs // (int(question.max(initial=0)) + 1), minlength=1).astype(np.int32)[test]
 
 
@@ -219,20 +220,18 @@ def _first_passes(rows: Interactions, config: WindowConfig) -> Windows:
 
     A row's pass is floor(rows of the same user and test before it / questions in the test), from 0.
     """
-    order, start, stop = _groups(_combine(_owner(rows.offsets), rows.test))
-    before = np.empty(len(order), np.int64)
-    before[order] = np.arange(len(order)) - np.repeat(start, stop - start)
-    return _grouped(rows, _combine(rows.head, rows.mid), np.flatnonzero(before // rows.test_size == 0))
+    kept = _in_first_pass(rows.offsets, rows.test, rows.test_size)
+    return _grouped(rows, _combine(rows.head, rows.mid), kept)
 
 
 def _by_head(rows: Interactions, config: WindowConfig) -> Windows:
     """One window per user and head."""
-    return _grouped(rows, rows.head)
+    return _grouped(rows, rows.head, np.ones(len(rows.head), bool))
 
 
 def _by_test(rows: Interactions, config: WindowConfig) -> Windows:
     """One window per user and test, all passes."""
-    return _grouped(rows, rows.test)
+    return _grouped(rows, rows.test, np.ones(len(rows.test), bool))
 
 
 def _chunks_of_tests(rows: Interactions, config: WindowConfig) -> Windows:
@@ -307,30 +306,63 @@ def _combine(one: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> In
     return one.astype(np.int64) * (int(other.max(initial=0)) + 1) + other
 
 
-def _groups(key: Int64) -> tuple[Int64, Int64, Int64]:
-    """Rows sorted by key, else by index, and where each key starts and stops in them."""
-    order = np.argsort(key, kind="stable")
-    grouped = key[order]
-    start = np.flatnonzero(np.append(np.ones(min(len(key), 1), bool), grouped[1:] != grouped[:-1]))
-    return order, start, np.append(start[1:], len(key))[: len(start)]
-
-
-def _grouped(rows: Interactions, code: npt.NDArray[np.integer], kept: Int64 | None = None) -> Windows:
-    """One window per user and code, in the order of their first rows, over all rows or the kept ones."""
-    key = _combine(_owner(rows.offsets), code)
-    order, start, stop = _groups(key if kept is None else key[kept])
-    order = order if kept is None else kept[order]
-    place = np.argsort(order[start])
-    return _known(rows, order, start[place], stop[place])
+def _grouped(rows: Interactions, code: npt.NDArray[np.integer], kept: npt.NDArray[np.bool_]) -> Windows:
+    """One window per user and code, in the order of their first rows, over the rows that are kept."""
+    if code.max(initial=0) > len(code):  # two codes in one: as many as there are
+        code, _ = pd.factorize(code)
+    order, stop = _by_user_and_code(rows.offsets, code.astype(np.int64), kept)
+    return _known(rows, order, np.append(0, stop)[: len(stop)], stop)
 
 
 def _known(rows: Interactions, order: Int64, start: Int64, stop: Int64) -> Windows:
     """The windows that hold a known answer: without one there is nothing to train on."""
-    known = np.concatenate([[0], np.cumsum(graded(rows.correct)[order])])
-    kept = known[stop] > known[start]
+    known = graded(rows.correct)
+    before = np.arange(len(order) + 1) if known.all() else np.concatenate([[0], np.cumsum(known[order])])
+    kept = before[stop] > before[start]
     start, stop = start[kept], stop[kept]
     user = np.searchsorted(rows.offsets, order[start], "right") - 1
     return Windows(order, user, start, stop, start)
+
+
+@numba.njit(cache=True)
+def _by_user_and_code(offsets: Int64, code: Int64, kept: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
+    """The kept rows grouped by user and code, groups by their first rows, and where each group stops."""
+    group_of = np.full(code.max() + 1 if len(code) else 1, -1)
+    order = np.empty(kept.sum(), np.int64)
+    stop = np.zeros(len(order), np.int64)  # of each group; at first its rows, then where its next row goes
+    groups, placed = 0, 0
+    for user in range(len(offsets) - 1):
+        first = groups
+        for row in range(offsets[user], offsets[user + 1]):
+            if kept[row]:
+                if group_of[code[row]] < first:
+                    group_of[code[row]] = groups
+                    groups += 1
+                stop[group_of[code[row]]] += 1
+        for group in range(first, groups):
+            rows = stop[group]
+            stop[group] = placed
+            placed += rows
+        for row in range(offsets[user], offsets[user + 1]):
+            if kept[row]:
+                group = group_of[code[row]]
+                order[stop[group]] = row
+                stop[group] += 1
+    return order, stop[:groups]
+
+
+@numba.njit(cache=True)
+def _in_first_pass(offsets: Int64, test: Int32, test_size: Int32) -> npt.NDArray[np.bool_]:
+    """Rows before which the user has fewer rows of their test than it has questions, [N]."""
+    before = np.zeros(test.max() + 1 if len(test) else 1, np.int64)
+    first = np.empty(len(test), np.bool_)
+    for user in range(len(offsets) - 1):
+        for row in range(offsets[user], offsets[user + 1]):
+            first[row] = before[test[row]] < test_size[row]
+            before[test[row]] += 1
+        for row in range(offsets[user], offsets[user + 1]):
+            before[test[row]] = 0
+    return first
 
 
 @numba.njit(cache=True)

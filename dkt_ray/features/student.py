@@ -308,6 +308,11 @@ def choose(groups: Sequence[str], facts: frozenset[str]) -> tuple[tuple[str, ...
     return tuple(feature.name for feature in FEATURES if feature.name not in off), off
 
 
+def uninformed(facts: frozenset[str]) -> tuple[str, ...]:
+    """Features of `core`, which is always on, that tell nothing of their own as the data lack what they need."""
+    return tuple(feature.name for feature in FEATURES if feature.group == CORE and feature.needs - facts)
+
+
 def versions(names: Sequence[str]) -> tuple[str, ...]:
     """`name@version` of features."""
     return tuple(f"{name}@{FEATURE[name].version}" for name in names)

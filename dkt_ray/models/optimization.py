@@ -48,7 +48,7 @@ class OptimizationConfig(ModelConfig):
     rate_decay: float = Field(default=0.5, gt=0, le=1)
     """What a fall leaves of the rate (step, plateau), and a cycle of the next one's peak (cosine_restarts)."""
     averaging: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is validated and kept, e.g. 0.999; 0: the weights themselves."""
+    """Decay of the moving average of the weights, which is validated and kept, e.g. 0.999; 0: none."""
     precision: Precision = "float32"
     """bfloat16: forward and backward pass in mixed precision, for devices that are faster so; scoring is float32."""
     compiled: bool = False

@@ -28,7 +28,7 @@ from dkt_ray.data.ingest import DataConfig, Inputs, Shards, buckets_for, digests
 from dkt_ray.errors import ConfigError, ConflictError, InputError, NotFoundError
 from dkt_ray.features.dataset import MANIFEST, Bucket, Manifest, folder
 from dkt_ray.features.state import STATE_VERSION, EncoderConfig, EncoderState
-from dkt_ray.features.student import VERSIONS
+from dkt_ray.features.student import VERSIONS, uninformed
 from dkt_ray.pipelines import stages
 from dkt_ray.pipelines.engines import LOCAL_BYTES, EngineKind, choose
 from dkt_ray.pipelines.stages import Divided, Fitted
@@ -283,6 +283,11 @@ def _say_what_is_off(state: EncoderState) -> None:
     logger.info("%d numeric features are on", len(state.number_names))
     for reason, names in reasons.items():
         logger.info("%d are off, as %s: %s", len(names), reason, ", ".join(names))
+    stay = uninformed(state.facts)
+    if stay:  # baselines, mastery and bundles read them by name
+        logger.info(
+            "%d of core stay on, but repeat the rate of the head or are constant: %s", len(stay), ", ".join(stay)
+        )
 
 
 def _read(config: DataConfig, plan: Plan, rejected: Store, shards: Store, engine: Engine) -> Shards:

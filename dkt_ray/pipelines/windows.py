@@ -7,19 +7,20 @@ import time
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import polars as pl
+import pyarrow as pa
 from pydantic import Field
 
 from dkt_ray.config import Config
-from dkt_ray.data.buckets import merge
+from dkt_ray.data.adapters import catalog
+from dkt_ray.data.buckets import deal, merge
 from dkt_ray.data.history import Histories, Int32, Strings, graded
-from dkt_ray.data.parse import locate, parse
-from dkt_ray.data.reader import blocks, header, sources
+from dkt_ray.data.ingest import DataConfig, inspect
+from dkt_ray.data.parse import parse
 from dkt_ray.data.windows import STRATEGIES, Interactions, WindowConfig, Windows, draw, sizes_of_tests
 from dkt_ray.errors import InputError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.features.structure import decompose
-from dkt_ray.storage import list_inputs, open_store
+from dkt_ray.storage import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class WindowsConfig(Config):
     """The dataset whose training users are counted."""
     path: str | None = None
     """Count raw logs (a file, folder or glob) instead of a dataset."""
+    format: str = catalog.AUTO
+    """With path: what the files are (docs/data-formats.md); auto: the six-column schema, or what is recognised."""
     columns: dict[str, str] = Field(default_factory=dict)
     """With path: columns with other names than the six-column schema's, e.g. {user: student_id}."""
     context: int = Field(default=100, gt=0)
@@ -83,7 +86,7 @@ def run(config: WindowsConfig) -> dict[str, Any]:
     if config.path is None:
         histories, _ = Dataset.open(open_store(config.store), config.dataset).load_histories()
     else:
-        histories = read(config.path, config.columns)
+        histories = read(DataConfig(path=config.path, format=config.format, columns=config.columns))
     rows = interactions(histories)
     counted = {test_users: count(rows, config, test_users) for test_users in (False, True)}
     facts = {
@@ -142,29 +145,29 @@ def text_table(without: dict[str, Counted], added: dict[str, Counted]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def read(path: str, columns: dict[str, str]) -> Histories:
-    """Read raw logs into histories in this process; bad rows are left out and counted in a warning.
+def read(data: DataConfig) -> Histories:
+    """Read raw logs of any known format into histories in this process; bad rows are left out and counted in a warning.
 
     Raises:
-        InputError: no file, a missing column, timestamps in some files only, or no row.
+        InputError: no file, another format, a missing column, timestamps in some files only, or no row.
     """
-    paths = list_inputs(path)
-    where = {each: locate(header(each), columns, each) for each in paths}
-    timed = {"timestamp" in names for names in where.values()}
-    if len(timed) > 1:
-        raise InputError(f"{path}: some files have timestamps, others not; give all of them timestamps, or none")
-    shards, bad = [], 0
-    for source in sources(paths):
-        for block in blocks(source, where[source.path]):
-            parsed = parse(block.raw, source.path, block.rows)
-            shards.append(parsed.good.with_columns(pl.lit(source.number, pl.Int32).alias("source")).to_arrow())
+    inputs = inspect(data)
+    adapter = catalog.FORMATS[inputs.format]
+    shards: list[pa.Table] = []
+    bad, dropped = 0, 0
+    for source in catalog.sources(adapter, list(inputs.columns)):
+        for block in catalog.blocks(adapter, source, inputs.columns[source.path], inputs.questions):
+            parsed = parse(block.raw, block.file, block.rows, adapter.milliseconds)
+            shards += deal(parsed.good, source.number, 1).values()
             bad += len(block.malformed) + len(parsed.rejected)
+            dropped += sum(block.dropped.values())
+    if dropped:
+        logger.info("%s: %d rows are left out, as the format %s says", data.path, dropped, adapter.name)
     if bad:
-        logger.warning("%s: %d bad rows are left out; dkt prepare lists them", path, bad)
-    merged = merge(shards, timed == {True})
-    if not merged.histories.rows:
-        raise InputError(f"{path}: there is no valid row; expected one interaction a line")
-    return merged.histories
+        logger.warning("%s: %d bad rows are left out; dkt prepare lists them", data.path, bad)
+    if not any(len(shard) for shard in shards):
+        raise InputError(f"{data.path}: there is no valid row; expected one interaction a line")
+    return merge(shards, inputs.timed).histories
 
 
 def _counted(windows: Windows, rows: Interactions) -> Counted:

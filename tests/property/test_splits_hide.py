@@ -1,10 +1,12 @@
 """What a split holds out reaches neither the encoder's state nor a training row: exact, for every kind of split."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
-from dkt_ray.data.history import Histories
+from dkt_ray.data.history import Coded, Histories
 from dkt_ray.schema import UNKNOWN
 from tests.builders import random_histories
 from tests.datasets import opened, run
@@ -30,9 +32,9 @@ def settings_of(kind: str, histories: Histories, folder) -> dict[str, object]:
     return {"split_file": str(path)}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_held_out_answers_reach_nothing_that_trains(kind, seed, tmp_path):
+@pytest.mark.parametrize(("what", "seed"), [("answers", 1), ("everything", 2)])
+def test_held_out_rows_reach_nothing_that_trains(kind, seed, what, tmp_path):
     rng = np.random.default_rng(seed)
     histories = random_histories(rng, 40, hidden=0.0)
     correct = histories.correct.copy()
@@ -40,7 +42,7 @@ def test_held_out_answers_reach_nothing_that_trains(kind, seed, tmp_path):
         correct[histories.offsets[1::3] - 1] = UNKNOWN
     position = np.arange(histories.rows) - np.repeat(histories.offsets[:-1], histories.lengths)
     apart = histories.timestamp + 1000 * position  # no row is a duplicate of another, whatever its answer
-    histories = Histories(**vars(histories) | {"correct": correct, "timestamp": apart})
+    histories = replace(histories, correct=correct, timestamp=apart)
     data = settings_of(kind, histories, tmp_path) | {"folds": 3}
     run(write_log(tmp_path / "log.csv", histories), tmp_path / "before", data=data)
     before = opened(tmp_path / "before")
@@ -48,15 +50,45 @@ def test_held_out_answers_reach_nothing_that_trains(kind, seed, tmp_path):
     place = [order[name] for name in before.split.names]
     cut = np.empty(len(place), np.int64)
     cut[place] = before.split.cut
-    held_out = (position >= np.repeat(cut, histories.lengths)) & (correct != UNKNOWN)
+    held_out = position >= np.repeat(cut, histories.lengths)
     assert held_out.any()
     assert not held_out.all()
-    flipped = np.where(held_out, 1 - correct, correct).astype(np.int8)
-    changed = Histories(**vars(histories) | {"correct": flipped})
+    changed = (
+        answered_otherwise(histories, held_out) if what == "answers" else lived_otherwise(histories, held_out, rng)
+    )
     run(write_log(tmp_path / "changed.csv", changed), tmp_path / "after", data=data)
     after = opened(tmp_path / "after")
     assert after.state.digest == before.state.digest
-    np.testing.assert_array_equal(after.load().rows.numbers, before.load().rows.numbers)
+    one, other = before.load().rows, after.load().rows
+    np.testing.assert_array_equal(other.numbers, one.numbers)
+    for name in one.ids:
+        np.testing.assert_array_equal(other.ids[name], one.ids[name], err_msg=name)
+    np.testing.assert_array_equal(other.concepts, one.concepts)
+    np.testing.assert_array_equal(other.correct, one.correct)
     assert after.manifest.content != before.manifest.content, (
-        "the flipped answers are in the data, or this proves nothing"
+        "the other answers are in the data, or this proves nothing"
+    )
+
+
+def answered_otherwise(histories: Histories, held_out: np.ndarray) -> Histories:
+    """Every known answer that is held out is the other one."""
+    flipped = np.where(held_out & (histories.correct != UNKNOWN), 1 - histories.correct, histories.correct)
+    return replace(histories, correct=flipped.astype(np.int8))
+
+
+def lived_otherwise(histories: Histories, held_out: np.ndarray, rng: np.random.Generator) -> Histories:
+    """Rows that are held out have other answers, questions (known and new ones), tests, concepts and later times."""
+
+    def other(column: Coded, new: list[str]) -> Coded:
+        strings = column.strings()
+        strings[held_out] = rng.choice([*column.values, *new], held_out.sum())
+        return Coded.of(strings.tolist())
+
+    assert histories.timestamp is not None
+    return replace(
+        answered_otherwise(histories, held_out),
+        question=other(histories.question, ["A030009001", "new"]),
+        test=other(histories.test, ["A030000009", "new"]),
+        concepts=other(histories.concepts, ["99", "1_99"]),
+        timestamp=histories.timestamp + held_out * 1000 * np.cumsum(rng.integers(1, 10**5, histories.rows)),
     )

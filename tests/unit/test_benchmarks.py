@@ -1,13 +1,14 @@
 """The benchmark compares like with like: the pandas baseline makes our columns and our windows."""
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks import core, evaluate
+from benchmarks import core, data_plane, encode_latency, evaluate, process_tree
 from benchmarks.core import COLUMNS, STRATEGIES, Made
 from dkt_ray.errors import DktError
 from dkt_ray.features.restated import AGGREGATES, ROW_FEATURES
@@ -89,3 +90,37 @@ def test_one_pass_equals_each_position_alone(capsys):
     assert figures["max_abs_diff"] <= evaluate.TOLERANCE
     assert figures["positions_alone"] == 500
     assert figures["speedup"] > 0
+
+
+def test_the_last_line_has_every_figure_that_is_asked_for(monkeypatch, capsys):
+    for name, value in {"CLASS": 8, "REPEATS": 1, "REPEAT_S": 0}.items():
+        monkeypatch.setattr(encode_latency, name, value)
+    data_plane.main(["--quick", "--parts", "encode"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    missing = dict.fromkeys(("core_speedup", "ray_speedup", "row_time_ratio_20m", "peak_gib"))
+    assert missing.items() <= figures.items()
+    assert figures["encode_ms_340x1000"] > figures["encode_ms_340x1"] > 0
+
+
+def test_a_part_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        data_plane.main(["--parts", "core,rays"])
+    assert "expected some of core,ray,encode" in capsys.readouterr().err
+
+
+WRITES = """
+import pathlib, subprocess, sys
+pathlib.Path(sys.argv[1]).write_bytes(bytes(8_000_000))
+if sys.argv[3:]:
+    subprocess.run([sys.executable, "-c", *sys.argv[2:4], ""], check=True)
+print(pathlib.Path("/proc/self/io").read_text())
+"""
+
+
+def test_what_a_process_and_its_children_wrote_is_counted(tmp_path):
+    """Also where they ended between two samples; the child's bytes are in the parent's own count when it has ended."""
+    paths = [str(tmp_path / name) for name in ("one", "two")]
+    ran = process_tree.run([sys.executable, "-c", WRITES, paths[0], WRITES, paths[1]], {})
+    *_, told = (int(line.split()[1]) for line in ran.stdout.splitlines() if line.startswith("write_bytes"))
+    assert ran.written >= told
+    assert told == 0 or told >= 16_000_000, "0: the folder is not on a disk"

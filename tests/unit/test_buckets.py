@@ -3,6 +3,8 @@
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dkt_ray.data.buckets import deal, merge
 
@@ -46,6 +48,25 @@ def test_rows_that_differ_in_one_column_are_no_duplicates(column):
     pair = pl.concat([ROWS[1], ROWS[1].with_columns(pl.lit(other).cast(ROWS.schema[column]).alias(column))])
     (shard,) = deal(pair, 0, 1).values()
     assert merge([shard], timed=True).duplicates == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 1)] * 5), max_size=12))
+def test_duplicates_are_those_of_a_plain_count(drawn):
+    """Equal rows need not follow each other: rows of one user and time stand in the order of the file."""
+    rows = [(f"u{user}", f"q{question}", "t", correct, f"{tag}", time) for user, question, correct, tag, time in drawn]
+    columns = ["user", "question", "test", "correct", "concepts", "timestamp"]
+    types = dict(zip(columns, (pl.String, pl.String, pl.String, pl.Int8, pl.String, pl.Int64), strict=True))
+    frame = pl.DataFrame(rows, types, orient="row").with_columns(row=pl.int_range(pl.len()))
+    histories, duplicates = merge(list(deal(frame, 0, 1).values()), timed=True)
+    kept = sorted(dict.fromkeys(rows), key=lambda row: (row[0], row[5]))  # stable: the file's order
+    owners = np.repeat(histories.users, histories.lengths)
+    strings = [column.strings() for column in (histories.question, histories.test, histories.concepts)]
+    found = zip(
+        owners, strings[0], strings[1], histories.correct.tolist(), strings[2], histories.timestamp, strict=True
+    )
+    assert list(found) == kept
+    assert duplicates == len(rows) - len(kept)
 
 
 def test_without_time_the_order_of_the_files_holds_and_nothing_is_a_duplicate():

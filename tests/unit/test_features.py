@@ -14,7 +14,7 @@ from dkt_ray.features.difficulty import count, merge
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit, fit_histories, moments
 from dkt_ray.features.restated import AGGREGATES, ROW_FEATURES, collapsed
 from dkt_ray.features.structure import consistent, decompose, implied_test
-from dkt_ray.features.student import FEATURE, FEATURES
+from dkt_ray.features.student import FEATURE, FEATURES, uninformed
 from dkt_ray.schema import UNKNOWN
 
 
@@ -182,6 +182,19 @@ def test_a_group_is_switched_off_by_config_and_by_what_the_data_lack() -> None:
     assert encode(SIX, None, few).past.numbers.shape == (6, len(few.number_names))
     with pytest.raises(ConfigError, match="no feature group 'foo'; expected some of core"):
         build(EncoderConfig, {"features": ["foo"]})
+
+
+def test_core_stays_on_without_concepts_and_is_known_to_tell_nothing() -> None:
+    bare = history([1, 0, 1, 1], ["A010001001", "A020001002"] * 2, [""] * 4, [0, 10, 20, 30])
+    state = fitted(bare, min_count=1)
+    names = uninformed(state.facts)
+    assert names == ("concept_log_odds", "user_concept_count", "user_concept_log_odds", "user_concept_surplus")
+    assert set(names) <= set(state.number_names)
+    numbers = dict(zip(state.number_names, encode(bare, None, state).past.numbers.T, strict=True))
+    np.testing.assert_array_equal(numbers["concept_log_odds"], numbers["head_log_odds"])
+    for name in names[1:]:
+        assert len(set(numbers[name])) == 1, name
+    assert uninformed(fitted(SIX).facts) == ()
 
 
 @pytest.mark.parametrize(

@@ -405,3 +405,10 @@ def test_files_whose_rows_have_an_order_of_their_own_are_prepared_anew(tmp_path,
     assert "the order of its rows is a column of the files" in caplog.text
     assert grown["content"] == run(folder, tmp_path / "anew", data={"format": "assistments2009"})["content"]
     assert grown["rows"] == 4
+
+
+def test_what_stays_on_without_concepts_is_said(logs, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    logs.drop("KnowledgeTag").write_csv(tmp_path / "log.csv")
+    run(tmp_path / "log.csv", tmp_path / "store")
+    assert "4 of core stay on, but repeat the rate of the head or are constant: concept_log_odds, " in caplog.text

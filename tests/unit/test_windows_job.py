@@ -10,13 +10,16 @@ import pytest
 
 from dkt_ray import cli
 from dkt_ray.config import build
+from dkt_ray.data.adapters import catalog
 from dkt_ray.data.history import Coded, Histories
+from dkt_ray.data.ingest import DataConfig
 from dkt_ray.data.simulate import SimulateConfig, Simulation, simulate, write
 from dkt_ray.data.windows import STRATEGIES
 from dkt_ray.errors import InputError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines.windows import WindowsConfig, count, interactions, read, run
 from dkt_ray.storage import Store, open_store
+from tests import datasets
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def test_the_job_counts_what_a_plain_count_finds(simulation, logs, capsys, caplo
 
 
 def test_raw_logs_are_read_as_prepare_reads_them(simulation, logs):
-    expected, found = simulation.histories(hide=True), read(f"{logs}/t*_data.csv", {})
+    expected, found = simulation.histories(hide=True), read(DataConfig(path=f"{logs}/t*_data.csv"))
     order = np.argsort(expected.users.astype(str))
     expected = expected.select(order)
     assert found.users.tolist() == expected.users.tolist()
@@ -103,5 +106,31 @@ def test_logs_without_a_row_are_an_error(tmp_path):
 def test_bad_rows_are_counted_in_a_warning(tmp_path, caplog):
     lines = ["userID,assessmentItemID,answerCode", "a,q1,1", "a,q2,7", "b,q1,0"]
     (tmp_path / "logs.csv").write_text("\n".join(lines) + "\n")
-    assert read(str(tmp_path / "logs.csv"), {}).users.tolist() == ["a", "b"]
+    assert read(DataConfig(path=str(tmp_path / "logs.csv"))).users.tolist() == ["a", "b"]
     assert "1 bad rows are left out" in caplog.text
+
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FORMATS = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("fixture", FORMATS)
+def test_raw_logs_of_every_format_are_counted(fixture, tmp_path):
+    """As `dkt prepare` reads them."""
+    data = {"path": str(FIXTURES / fixture), "max_rejected": 1, "test_fraction": 0, "folds": 2}
+    datasets.run(data["path"], tmp_path, data=data)
+    prepared, _ = datasets.opened(tmp_path).load_histories()
+    found = run(build(WindowsConfig, {"path": data["path"]}))
+    assert found["rows"] == prepared.rows
+    assert found["users"] == len(prepared.users)
+    assert found["strategies"]["user_test"]["windows"] > 0
+
+
+def test_there_is_a_fixture_of_every_format():
+    found = {catalog.find(str(FIXTURES / name), "auto", {}).format.name for name in FORMATS}
+    assert found == set(catalog.FORMATS)
+
+
+def test_a_wrong_format_names_the_right_one():
+    with pytest.raises(InputError, match=r"set --set data\.format=riiid"):
+        run(build(WindowsConfig, {"path": str(FIXTURES / "riiid"), "format": "pykt"}))
