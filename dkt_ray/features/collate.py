@@ -172,8 +172,9 @@ def collate(past: FlatRows, targets: FlatRows, parts: Int64, order: torch.Tensor
         order: int64 [R] flat rows that the segments point to (of the past and of the targets alike); None: to the rows
             themselves.
     """
+    width, asks = (max(1, int(lengths.max())) for lengths in (parts[:, 1] - parts[:, 0], parts[:, 3] - parts[:, 2]))
     start, stop, first, last = torch.from_numpy(np.ascontiguousarray(parts.T)).to(past.ids.device)
-    rows, asked = _grid(start, stop, past.padding, order), _grid(first, last, targets.padding, order)
+    rows, asked = _grid(start, stop, width, past.padding, order), _grid(first, last, asks, targets.padding, order)
     # a target reads the segment's rows that stand before the first one which is not visible to it
     position = torch.where(rows == past.padding, _NEVER, past.position[rows])
     visible = torch.searchsorted(position, targets.visible[asked])
@@ -205,9 +206,10 @@ def _padded(column: npt.NDArray[np.generic], padding: float) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def _grid(start: torch.Tensor, stop: torch.Tensor, padding: int, order: torch.Tensor | None) -> torch.Tensor:
-    """Rows of the given ranges (of `order`, if given), [B, longest (at least 1)], padded."""
-    width = max(1, int((stop - start).max()))
+def _grid(
+    start: torch.Tensor, stop: torch.Tensor, width: int, padding: int, order: torch.Tensor | None
+) -> torch.Tensor:
+    """Rows of the given ranges (of `order`, if given), [B, width], padded."""
     place = start[:, None] + torch.arange(width, device=start.device)
     rows = place if order is None else order[place.clamp(max=len(order) - 1)]
     return torch.where(place < stop[:, None], rows, padding)

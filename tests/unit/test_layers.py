@@ -25,7 +25,13 @@ SHELL = {
     "dkt_ray.training.tuning",
     "dkt_ray.training.weights",
 }
-SHARED_BY_MODELS = {"dkt_ray.models.base", "dkt_ray.models.layers", "dkt_ray.models.network", "dkt_ray.models.catalog"}
+SHARED_BY_MODELS = {
+    "dkt_ray.models.base",
+    "dkt_ray.models.layers",
+    "dkt_ray.models.network",
+    "dkt_ray.models.optimization",
+    "dkt_ray.models.catalog",
+}
 
 
 def modules() -> list[str]:

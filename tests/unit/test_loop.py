@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dkt_ray.data.windows import STRATEGIES
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.batch import UNKNOWN_ID, SequenceBatch
 from dkt_ray.models.lstm_attention import LstmAttention, LstmAttentionConfig
 from dkt_ray.training import loop
-from dkt_ray.training.objectives import chosen, log_loss
+from dkt_ray.training.checkpoint import CHECKPOINT, Run, restore
+from dkt_ray.training.feed import Part
+from dkt_ray.training.objectives import OBJECTIVES
+from dkt_ray.training.optimizers import OPTIMIZERS
 from dkt_ray.training.progress import FitResult, Progress, TrainingData, improves
+from dkt_ray.training.schedules import plateaus
 from tests.contract import world as w
 
 SMALL = {"context": 8, "width": 8, "heads": 2, "batch_rows": 512}
@@ -42,28 +47,6 @@ def weights(result: FitResult) -> dict[str, torch.Tensor]:
     return result.model.state_dict()
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_a_hundredth():
-    settings = config(learning_rate=0.5, warmup=0.2)
-    rates = [loop.learning_rate(settings, progress) for progress in np.linspace(0, 1, 101)]
-    assert rates[0] == pytest.approx(0.005)
-    assert max(rates) == rates[20] == pytest.approx(0.5)
-    assert rates[-1] == pytest.approx(0.005)
-    assert (np.diff(rates[:21]) > 0).all()
-    assert (np.diff(rates[20:]) < 0).all()
-    assert loop.learning_rate(settings, 1.5) == rates[-1]  # a refit may go on longer than the schedule
-
-
-def test_only_weight_matrices_decay_and_embeddings_go_slower(data):
-    network = LstmAttention(config(), loop.Inputs.of(data.state))
-    matrices, vectors, tables = loop.parameter_groups(network, config(weight_decay=0.3, embedding_rate=0.2))
-    assert (matrices["weight_decay"], vectors["weight_decay"], tables["weight_decay"]) == (0.3, 0.0, 0.0)
-    assert (matrices["share"], vectors["share"], tables["share"]) == (1.0, 1.0, 0.2)
-    everything = [id(p) for group in (matrices, vectors, tables) for p in group["params"]]
-    assert sorted(everything) == sorted(id(p) for p in network.parameters())
-    assert any(p is network.lstm.weight_hh_l0 for p in matrices["params"])
-    assert any(p is network.inputs.answer.weight for p in tables["params"])
-
-
 def batch_of(ids: torch.Tensor) -> SequenceBatch:
     numbers, flat = torch.zeros(*ids.shape[:2], 1), torch.zeros(ids.shape[:2], dtype=torch.int64)
     return SequenceBatch(ids, ids, numbers, flat, ids, ids, numbers, flat, flat.float(), flat)
@@ -80,20 +63,6 @@ def test_a_share_of_the_ids_becomes_unknown_and_padding_stays():
         assert changed.float().mean().item() == pytest.approx(0.25 * 0.96, abs=0.02)
     whole = loop.hide_ids(batch_of(ids), 0.0)
     assert torch.equal(whole.past_ids, ids)
-
-
-def test_objectives_choose_known_answers():
-    correct = torch.tensor([[1.0, 0.0, -1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]])
-    assert chosen(correct, None).tolist() == [[True, True, False, True], [False] * 4]
-    assert chosen(correct, 2).tolist() == [[False, True, False, True], [False] * 4]
-    logits = torch.tensor([[0.3, -2.0, 50.0, 1.5], [50.0] * 4], requires_grad=True)
-    surprise = [math.log1p(math.exp(-0.3)), math.log1p(math.exp(-2.0)), math.log1p(math.exp(-1.5))]
-    assert log_loss(logits, correct).item() == pytest.approx(sum(surprise) / 3, rel=1e-6)
-    assert log_loss(logits, correct, last=1).item() == pytest.approx(surprise[2], rel=1e-6)
-    nothing = log_loss(logits[1:], correct[1:])
-    nothing.backward()
-    assert nothing.item() == 0
-    assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
 def test_a_better_auc_improves_and_without_one_later_is_better():
@@ -150,7 +119,7 @@ def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path, last_epoch):
     assert again.best_iteration == straight.best_iteration
     for name, tensor in weights(straight).items():
         assert torch.equal(weights(again)[name], tensor), name
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [loop.CHECKPOINT]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [CHECKPOINT]
 
 
 def test_a_killed_run_of_random_windows_resumes_to_the_same_bits(data, tmp_path):
@@ -164,6 +133,137 @@ def test_a_killed_run_of_random_windows_resumes_to_the_same_bits(data, tmp_path)
     again, straight = train(data, settings, checkpoint=tmp_path), train(data, settings)
     assert timeless(again.curve) == timeless(straight.curve)
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(straight).items())
+
+
+def die_at_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The process dies right after its n-th checkpoint is written."""
+    real, written = loop.store, []
+
+    def store(run: Run, folder: Path) -> None:
+        real(run, folder)
+        written.append(run.tally.steps)
+        if len(written) == number:
+            raise ProcessDiedError
+
+    monkeypatch.setattr(loop, "store", store)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_was_killed_within_an_epoch_resumes_to_the_same_bits(data, tmp_path, monkeypatch, optimizer):
+    settings = config(
+        epochs=3,
+        optimizer=optimizer,
+        schedule="plateau",
+        averaging=0.9,
+        batch_norm=True,
+        batch_rows=128,
+        checkpoint_s=0,
+    )
+    straight = train(data, settings)
+    with monkeypatch.context() as patch:
+        die_at_checkpoint(patch, 25)
+        with pytest.raises(ProcessDiedError):
+            train(data, settings, checkpoint=tmp_path)
+    run = Run.of(LstmAttention(settings, loop.Inputs.of(data.state)))
+    restore(run, tmp_path)
+    assert run.tally.steps > 0, "it died between two epochs: this test shows nothing"
+    assert len(run.curve) > 0
+    torch.manual_seed(77)
+    again = train(data, settings.model_copy(update={"checkpoint_s": 300.0}), checkpoint=tmp_path)
+    assert timeless(again.curve) == timeless(straight.curve)
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(again)[name], tensor), name
+
+
+def test_three_runs_of_one_seed_are_equal_and_another_seed_is_not(data):
+    settings = config(epochs=2, layers=2, windows={"strategy": "random", "length": 8})
+    first, *others = (train(data, settings) for _ in range(3))
+    for other in others:
+        assert timeless(other.curve) == timeless(first.curve)
+        assert all(torch.equal(weights(other)[name], tensor) for name, tensor in weights(first).items())
+    assert timeless(train(data, settings.model_copy(update={"seed": 1})).curve) != timeless(first.curve)
+
+
+def test_the_averaged_weights_are_validated_and_kept(data):
+    plain, averaged = (train(data, config(epochs=2, patience=2, averaging=decay)) for decay in (0.0, 0.99))
+    assert [each.loss for each in plain.curve] == [each.loss for each in averaged.curve]  # the steps are the same
+    assert [each.auc for each in plain.curve] != [each.auc for each in averaged.curve]
+    counted = loop.scored(data.valid)
+    scores = averaged.model.score(data.valid, data.valid)
+    assert loop.auc(data.valid.correct[counted], scores[counted]) == pytest.approx(averaged.auc, abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "plateau"])
+def test_the_rate_is_set_before_every_step(data, monkeypatch, schedule):
+    rates: list[float] = []
+    real = loop.set_rate
+    monkeypatch.setattr(loop, "set_rate", lambda optimizer, rate: (rates.append(rate), real(optimizer, rate)))
+    settings = config(epochs=5, patience=5, schedule=schedule, learning_rate=0.1, embedding_rate=1.0)
+    curve = train(data, settings).curve
+    steps = len(rates) // 5
+    assert steps > 1
+    for epoch in range(5):
+        falls = plateaus([each.auc for each in curve[:epoch]], settings.plateau_epochs)
+        expected = [loop.learning_rate(settings, epoch + step / steps, falls) for step in range(steps)]
+        assert rates[epoch * steps : (epoch + 1) * steps] == expected
+    assert len(set(rates)) > 1
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns(data, objective):
+    result = train(data, config(epochs=6, patience=6, objective=objective, last=4, learning_rate=0.02))
+    assert result.curve[-1].loss < result.curve[0].loss
+    assert result.auc > 0.6
+
+
+def test_mixed_precision_learns_and_scores_in_float32(data):
+    result = train(data, config(epochs=3, precision="bfloat16", learning_rate=0.02))
+    plain = train(data, config(epochs=3, learning_rate=0.02))
+    assert result.curve[-1].loss == pytest.approx(plain.curve[-1].loss, abs=0.02)
+    assert [each.loss for each in result.curve] != [each.loss for each in plain.curve]
+    assert {tensor.dtype for tensor in weights(result).values()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look at what a graph break left
+def test_a_compiled_forward_pass_changes_no_name(data, tmp_path, monkeypatch):
+    calls: list[object] = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: calls.append(how) or real(model, backend="eager", **how))
+    result = train(data, config(epochs=2, compiled=True), checkpoint=tmp_path / "run")
+    assert calls == [{"dynamic": True}]
+    plain = train(data, config(epochs=2))
+    assert list(weights(result)) == list(weights(plain))
+    assert result.curve[-1].loss == pytest.approx(plain.curve[-1].loss, abs=1e-4)
+    (tmp_path / "model").mkdir()
+    result.model.save(tmp_path / "model")
+    again = LstmAttention.load(tmp_path / "model")
+    assert np.array_equal(again.score(data.valid, data.valid), result.model.score(data.valid, data.valid))
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Counts operations that make the host wait for an accelerator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket._qualified_op_name in {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device(data):
+    settings = config(averaging=0.9)
+    run = Run.of(LstmAttention(settings, loop.Inputs.of(data.state)))
+    part = Part.training(data.train, run.network, torch.device("cpu"), 0)
+    with WaitsForTheDevice() as mode:
+        for batch in part.feed(list(loop.batches(part.segments, 512))):
+            loop._step(run, run.network, loop.hide_ids(batch, 0.1), 0.01)
+            run.average.update(run.network, 1)
+        assert mode.found == []
+        torch.ones(1).item()
+    assert mode.found, "this test would see nothing"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -180,7 +280,7 @@ def test_every_strategy_trains_and_is_validated_under_the_context_rule(data, str
 
 def test_each_epoch_has_random_windows_of_its_own(data):
     network = LstmAttention(config(windows={"strategy": "random"}), loop.Inputs.of(data.state))
-    first = loop.Part.training(data.train, network, torch.device("cpu"), 0)
+    first = Part.training(data.train, network, torch.device("cpu"), 0)
     again, second = (first.redrawn(network.config, epoch) for epoch in (0, 1))
     assert np.array_equal(first.segments, again.segments)
     assert not np.array_equal(first.segments, second.segments)
@@ -222,7 +322,7 @@ def test_a_column_that_cannot_be_embedded_is_named(data, name):
 
 def test_a_diverging_loss_ends_with_step_and_remedy(data):
     broken = dataclasses.replace(data.train, numbers=np.full_like(data.train.numbers, np.nan))
-    with pytest.raises(TrainingError, match=r"loss is nan at step 1 of epoch 1 .*lower learning_rate \(now 0.003\)"):
+    with pytest.raises(TrainingError, match=r"loss is nan and .* at step 1 of epoch 1 .*learning_rate \(now 0\.003\)"):
         train(TrainingData(broken, None, data.state), config(epochs=1))
 
 

@@ -1,0 +1,57 @@
+"""Rows of some users, ready for batches, and the batches of an epoch, the next one made while one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dkt_ray.data.history import Int64
+from dkt_ray.data.windows import draw
+from dkt_ray.errors import TrainingError
+from dkt_ray.features.batch import Rows, SequenceBatch
+from dkt_ray.features.collate import FlatRows, collate, interactions, segments, window_segments
+from dkt_ray.models.network import Network, SequenceConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of some users, ready for batches."""
+
+    rows: Rows
+    flat: FlatRows
+    segments: Int64  # [S, 4]
+    order: Tensor | None = None  # [R] rows that the segments point to; None: the rows themselves
+
+    @classmethod
+    def validation(cls, rows: Rows, network: Network, device: torch.device) -> Part:
+        """Flatten once; every position is a target under the context rule."""
+        return cls(rows, network.flatten(rows).to(device), segments(rows, rows, network.config.context))
+
+    @classmethod
+    def training(cls, rows: Rows, network: Network, device: torch.device, epoch: int) -> Part:
+        """Flatten once; the windows are those of the epoch."""
+        return cls(rows, network.flatten(rows).to(device), np.empty((0, 4), np.int64)).redrawn(network.config, epoch)
+
+    def redrawn(self, config: SequenceConfig, epoch: int) -> Part:
+        """The same rows in the windows of the epoch.
+
+        Raises:
+            TrainingError: no window holds a known answer.
+        """
+        windows = draw(interactions(self.rows), config.windows, config.context, config.seed, epoch)
+        if self.rows.rows and not len(windows.user):
+            raise TrainingError(
+                f"windows.strategy {config.windows.strategy} finds no window with a known answer in {self.rows.rows} "
+                f"training rows (windows.test_users is {config.windows.test_users}); choose another strategy"
+            )
+        order = torch.from_numpy(windows.order).to(self.flat.ids.device)
+        return replace(self, segments=window_segments(windows, self.rows), order=order)
+
+    def feed(self, steps: Sequence[Int64]) -> Iterator[SequenceBatch]:
+        """The batches of the given steps, in order."""
+        for parts in steps:
+            yield collate(self.flat, self.flat, parts, self.order)
