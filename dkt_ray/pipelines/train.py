@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from dkt_ray import session
 from dkt_ray.config import Config, build
 from dkt_ray.errors import ConfigError
-from dkt_ray.features.dataset import Dataset, Split
+from dkt_ray.features.dataset import Dataset
 from dkt_ray.log import progress
-from dkt_ray.models.base import ModelConfig
+from dkt_ray.models.base import Model, ModelConfig
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines import trained
 from dkt_ray.pipelines.figures import Settings
 from dkt_ray.pipelines.report import REPORT, outcome, text_table, write_report
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.fit import fit
-from dkt_ray.training.progress import FitResult, TrainingData
-from dkt_ray.training.protocol import evaluation_set, scored_rows
+from dkt_ray.training.progress import TrainingData
+from dkt_ray.training.protocol import scored_rows
 from dkt_ray.training.resources import Resources, claimed
 from dkt_ray.training.tracking import CHECKPOINT, CONFIG, ENVIRONMENT, Tracker, environment
 
@@ -50,7 +52,9 @@ class TrainConfig(Config):
     refit: bool = False
     """Fit once more, on all folds, for the best number of epochs: what `dkt evaluate --set final=true` scores."""
     resources: Resources = Resources()
-    """What the fit takes on this machine."""
+    """What the fit takes, or each of its workers."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that train a network together, through Ray Train; 1: this process, without Ray."""
     checkpoint_s: float = Field(default=60.0, ge=0)
     """Least seconds between two copies of the checkpoint to the store."""
     resume: bool = True
@@ -64,6 +68,12 @@ class TrainConfig(Config):
         if family not in CATALOG:
             raise ValueError(f"no model family {family!r}; the catalog has {', '.join(CATALOG)}")
         return family
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        if self.workers > 1 and CATALOG[self.family].view != "sequence":
+            raise ValueError(f"workers is {self.workers}, and {self.family} is fitted by one process; set workers to 1")
+        return self
 
     @property
     def model_name(self) -> str:
@@ -154,53 +164,94 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _fit_and_score(
     config: TrainConfig, settings: ModelConfig, dataset: Dataset, folder: Store, facts: dict[str, Any]
 ) -> None:
-    folds = set(range(dataset.manifest.folds))
-    held_out, others = dataset.load({config.fold}), dataset.load(folds - {config.fold})
+    everyone = set(range(dataset.manifest.folds))
     folder.write_json(CONFIG, facts)
     folder.write_json(ENVIRONMENT, environment())
+    fitted = _fit(config, settings, dataset, folder, _Users(everyone - {config.fold}, {config.fold}))
     with claimed(config.resources):
-        data = TrainingData(others.rows, held_out.rows, dataset.state)
-        fitted = _fit(config, settings, data, folder, config.model_name)
-        _store_scores(fitted, held_out, dataset, folder)
-        if config.refit:
-            del others, data
-            everyone = TrainingData(dataset.load().rows, None, dataset.state)
-            name = f"{config.model_name} on all folds"
-            again = _fit(config, settings, everyone, folder.child(trained.REFIT), name, fitted.best_iteration)
-            _store_model(again, folder, f"{trained.REFIT}/{trained.MODEL}")
-    _store_model(fitted, folder, trained.MODEL)
+        _store_scores(fitted.model, dataset, config.fold, folder)
+    if config.refit:
+        _fit(config, settings, dataset, folder.child(trained.REFIT), _Users(everyone, set()), fitted.best_iteration)
     folder.write_json(trained.DONE, facts | {"iterations": fitted.best_iteration, "auc": fitted.auc})
     for prefix in (CHECKPOINT, f"{trained.REFIT}/{CHECKPOINT}"):
         folder.delete_prefix(prefix)
 
 
+class _Users(NamedTuple):
+    """Folds of the users who train, and of those who stop the training (none: a fixed number of iterations)."""
+
+    train: Collection[int]
+    valid: Collection[int]
+
+
+class _Fitted(NamedTuple):
+    """A fitted model, which is in the store too."""
+
+    model: Model
+    best_iteration: int
+    auc: float | None
+
+
 def _fit(
     config: TrainConfig,
     settings: ModelConfig,
-    data: TrainingData,
+    dataset: Dataset,
     folder: Store,
-    name: str,
+    users: _Users,
     iterations: int | None = None,
-) -> FitResult:
+) -> _Fitted:
+    """Fit in this process or by several workers, follow it, and store the model in the folder."""
+    name = config.model_name if users.valid else f"{config.model_name} on all folds"
     longest = iterations or settings.longest
     with (
         tempfile.TemporaryDirectory(prefix="dkt-train-") as work,
         Tracker(folder, Path(work), name, longest, config.checkpoint_s) as tracker,
     ):
-        return fit(config.family, settings, data, tracker, tracker.checkpoint, iterations)
+        if config.workers > 1:
+            return _fit_shared(config, settings, dataset, folder, users, iterations, tracker)
+        valid = dataset.load(users.valid).rows if users.valid else None
+        data = TrainingData(dataset.load(users.train).rows, valid, dataset.state)
+        with claimed(config.resources):
+            result = fit(config.family, settings, data, tracker, tracker.checkpoint, iterations)
+        with tempfile.TemporaryDirectory() as local:
+            result.model.save(Path(local))
+            folder.upload(Path(local), trained.MODEL)
+    return _Fitted(result.model, result.best_iteration, result.auc)
 
 
-def _store_scores(fitted: FitResult, held_out: Split, dataset: Dataset, folder: Store) -> None:
-    """Score every answer of the held-out users, and keep the scores with their fingerprint."""
+def _fit_shared(
+    config: TrainConfig,
+    settings: ModelConfig,
+    dataset: Dataset,
+    folder: Store,
+    users: _Users,
+    iterations: int | None,
+    tracker: Tracker,
+) -> _Fitted:
+    """Fit by several workers through Ray Train, which is started only for that."""
+    session.connect()
+    from dkt_ray.training.sequence_trainer import SharedFit, fit_shared
+
+    shared = SharedFit(
+        config.family,
+        settings.model_dump(mode="json"),
+        dataset.store,
+        dataset.name,
+        users.train,
+        users.valid,
+        iterations,
+        config.resources,
+        folder,
+    )
+    best_iteration, auc = fit_shared(shared, config.workers, tracker)
+    return _Fitted(trained.load_model(folder, config.family), best_iteration, auc)
+
+
+def _store_scores(model: Model, dataset: Dataset, fold: int, folder: Store) -> None:
+    """Score every answer of the held-out users."""
+    held_out = dataset.load({fold})
     with progress("score the validation users", 1) as lines:
-        probability = fitted.model.score(held_out.rows, held_out.rows)
+        probability = model.score(held_out.rows, held_out.rows)
         lines.advance()
     scored = scored_rows(held_out.rows, held_out.users, held_out.fold, probability)
-    logger.info("evaluation set %s", evaluation_set(dataset.manifest, scored).fingerprint)
     folder.write_table(trained.SCORES, scored.to_table())
-
-
-def _store_model(fitted: FitResult, folder: Store, prefix: str) -> None:
-    with tempfile.TemporaryDirectory() as local:
-        fitted.model.save(Path(local))
-        folder.upload(Path(local), prefix)

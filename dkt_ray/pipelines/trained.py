@@ -61,11 +61,16 @@ def load(run: Store, dataset: Dataset, names: Sequence[str]) -> dict[str, Model]
     for name in names:
         facts = run.read_json(f"{FOLDER}/{name}/{DONE}")
         _check_dataset(name, facts, dataset)
-        prefix = f"{FOLDER}/{name}/{REFIT}/{MODEL}" if facts["refit"] else f"{FOLDER}/{name}/{MODEL}"
-        with tempfile.TemporaryDirectory() as local:
-            run.download(prefix, Path(local))
-            loaded[name] = CATALOG[facts["family"]].model.load(Path(local))
+        folder = run.child(f"{FOLDER}/{name}")
+        loaded[name] = load_model(folder.child(REFIT) if facts["refit"] else folder, facts["family"])
     return loaded
+
+
+def load_model(folder: Store, family: str) -> Model:
+    """The fitted model of a folder."""
+    with tempfile.TemporaryDirectory() as local:
+        folder.download(MODEL, Path(local))
+        return CATALOG[family].model.load(Path(local))
 
 
 def report(

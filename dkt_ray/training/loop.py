@@ -31,6 +31,7 @@ from dkt_ray.training.objectives import chosen, objective
 from dkt_ray.training.optimizers import set_rate
 from dkt_ray.training.progress import FitResult, Progress, Report, TrainingData, improves, scored
 from dkt_ray.training.schedules import learning_rate, plateaus
+from dkt_ray.training.team import ALONE, Team
 
 LOOK: Final = 16  # steps between two looks at losses and gradients
 DIVERGED: Final = 100.0  # loss per answer that only runaway weights reach: a certain miss of e ** -100
@@ -54,8 +55,13 @@ def train(
     report: Report | None = None,
     checkpoint: Path | None = None,
     iterations: int | None = None,
+    team: Team = ALONE,
 ) -> FitResult:
     """Train a network; see `training.fit.fit`.
+
+    Args:
+        team: processes that train it together; each calls this with the same arguments, and only the first one writes
+            checkpoints.
 
     Raises:
         TrainingError: the loss diverged, memory is short, or no window holds a known answer.
@@ -74,13 +80,13 @@ def train(
         while not _finished(run, config, iterations):
             if config.windows.redrawn:
                 training = training.redrawn(config, len(run.curve))
-            _epoch(run, forward, training, checkpoint)
-            progress = _progress(run, validation)
+            _epoch(run, forward, training, checkpoint, team)
+            progress = _progress(run, validation, team)
             if iterations is not None or improves(progress, run.curve[run.best_epoch - 1] if run.curve else None):
                 run.best, run.best_epoch = _copy(run.judged), progress.iteration
             run.curve.append(progress)
             run.tally = Tally()
-            if checkpoint is not None:
+            if checkpoint is not None and team.first:
                 store(run, checkpoint)
             if report is not None:
                 report(progress)
@@ -105,7 +111,7 @@ def hide_ids(batch: SequenceBatch, share: float) -> SequenceBatch:
     )
 
 
-def _epoch(run: Run, forward: Forward, training: Part, checkpoint: Path | None) -> None:
+def _epoch(run: Run, forward: Forward, training: Part, checkpoint: Path | None, team: Team) -> None:
     """The steps of a pass over the training windows that are not done yet."""
     config, epoch, tally = run.network.config, len(run.curve), run.tally
     falls = plateaus([-each.loss if each.auc is None else each.auc for each in run.curve], config.plateau_epochs)
@@ -114,14 +120,15 @@ def _epoch(run: Run, forward: Forward, training: Part, checkpoint: Path | None) 
     seen: list[Seen] = []
     stored = time.perf_counter()
     started = stored - tally.seconds
-    for number, batch in enumerate(training.feed(steps[tally.steps :]), start=tally.steps):
+    todo = [team.share(parts) for parts in steps[tally.steps :]]
+    for number, batch in enumerate(training.feed(todo), start=tally.steps):
         rate = learning_rate(config, epoch + number / len(steps), falls)
-        torch.manual_seed(_seed(config.seed, epoch, number))
-        seen.append(_step(run, forward, hide_ids(batch, config.unknown_share), rate))
+        torch.manual_seed(_seed(config.seed, epoch, number, team.rank))
+        seen.append(_step(run, forward, hide_ids(batch, config.unknown_share), rate, team))
         if run.average is not None:
             run.average.update(run.network, epoch * len(steps) + number)
         last = number + 1 == len(steps)
-        due = checkpoint is not None and not last and time.perf_counter() - stored >= config.checkpoint_s
+        due = checkpoint is not None and team.first and not last and time.perf_counter() - stored >= config.checkpoint_s
         if due or last or len(seen) == LOOK:
             _look(run, seen)
             tally.seconds = time.perf_counter() - started
@@ -130,19 +137,21 @@ def _epoch(run: Run, forward: Forward, training: Part, checkpoint: Path | None) 
             stored = time.perf_counter()
 
 
-def _step(run: Run, forward: Forward, batch: SequenceBatch, rate: float) -> Seen:
-    """One update of the weights."""
+def _step(run: Run, forward: Forward, batch: SequenceBatch, rate: float, team: Team) -> Seen:
+    """One update of the weights, by the answers of all workers."""
     config = run.network.config
     set_rate(run.optimizer, rate)
     run.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch.correct.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         logits = forward(batch)
-    loss = objective(logits, batch.correct, config)
+    answers = chosen(batch.correct, config.last).sum()
+    everywhere = team.total(answers.clone())
+    loss = objective(logits, batch.correct, config) * (answers / everywhere.clamp(min=1))  # this worker's part of it
     loss.backward()  # type: ignore[no-untyped-call]
+    team.sum_gradients(run.network.parameters())
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), config.clip_norm)
     run.optimizer.step()
-    answers = chosen(batch.correct, config.last).sum()
-    return Seen(rate, torch.stack([loss.detach(), norm, answers.to(loss.dtype)]))
+    return Seen(rate, torch.stack([team.total(loss.detach().clone()), norm, everywhere.to(loss.dtype)]))
 
 
 def _look(run: Run, seen: list[Seen]) -> None:
@@ -166,16 +175,17 @@ def _look(run: Run, seen: list[Seen]) -> None:
     seen.clear()
 
 
-def _progress(run: Run, validation: Part | None) -> Progress:
+def _progress(run: Run, validation: Part | None, team: Team) -> Progress:
     """What the finished epoch came to, and its validation."""
     tally = run.tally
-    score = None if validation is None else _auc(run.judged, validation)
+    score = None if validation is None else _auc(run.judged, validation, team)
     return Progress(len(run.curve) + 1, score, tally.loss / max(tally.answers, 1), tally.answers / tally.seconds)
 
 
-def _auc(network: Network, part: Part) -> float | None:
+def _auc(network: Network, part: Part, team: Team) -> float | None:
     counted = scored(part.rows)
-    probability = network.probabilities(part.flat, part.flat, part.segments)
+    mine = network.probabilities(part.flat, part.flat, team.share(part.segments))
+    probability = team.gather(mine, part.segments)
     return auc(part.rows.correct[counted], probability[counted])
 
 
@@ -186,9 +196,9 @@ def _finished(run: Run, config: SequenceConfig, iterations: int | None) -> bool:
     return done >= config.epochs or done - run.best_epoch >= config.patience
 
 
-def _seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of a step's dropout and hidden ids."""
-    return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0])
+def _seed(*parts: int) -> int:
+    """The seed of a step's dropout and hidden ids, from the run's seed, epoch, step and rank."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def _copy(network: Network) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ SHELL = {
     "dkt_ray.training.folds",
     "dkt_ray.training.live",
     "dkt_ray.training.search",
+    "dkt_ray.training.sequence_trainer",
     "dkt_ray.training.tuning",
     "dkt_ray.training.weights",
 }

@@ -259,7 +259,7 @@ def test_no_step_waits_for_the_device(data):
     part = Part.training(data.train, run.network, torch.device("cpu"), 0)
     with WaitsForTheDevice() as mode:
         for batch in part.feed(list(loop.batches(part.segments, 512))):
-            loop._step(run, run.network, loop.hide_ids(batch, 0.1), 0.01)
+            loop._step(run, run.network, loop.hide_ids(batch, 0.1), 0.01, loop.ALONE)
             run.average.update(run.network, 1)
         assert mode.found == []
         torch.ones(1).item()
