@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from dkt_ray.models import lgbm, lstm_attention
+from dkt_ray.models import bert, lgbm, lstm, lstm_attention
 from dkt_ray.models.base import ModelSpec
 
 CATALOG: Final[dict[str, ModelSpec]] = {
     "lightgbm": ModelSpec("table", lgbm.LightGBMConfig, lgbm.LightGBM, lgbm.SPACE),
+    "lstm": ModelSpec("sequence", lstm.LstmConfig, lstm.Lstm, lstm.SPACE),
     "lstm_attention": ModelSpec(
         "sequence", lstm_attention.LstmAttentionConfig, lstm_attention.LstmAttention, lstm_attention.SPACE
     ),
+    "bert": ModelSpec("sequence", bert.BertConfig, bert.Bert, bert.SPACE),
 }

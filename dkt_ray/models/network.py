@@ -42,7 +42,8 @@ class SequenceConfig(OptimizationConfig):
     concept_embedding: int = Field(default=16, gt=0)
     """Width of the concept embedding (mean over the concepts of a question)."""
     numbers: bool = True
-    """Read the numeric columns, at the input and at the output head; false: ids and answers only."""
+    """Read the numeric columns, at the input and at the output head; false: ids and answers only (then
+    embedding_rate 0.5 suits: all that is known of a question is in its embedding)."""
     batch_norm: bool = False
     """Normalise the numbers per batch as well, as the reference system does; they are standardised anyway."""
     context: int = Field(default=100, gt=0)

@@ -37,7 +37,7 @@ class OptimizationConfig(ModelConfig):
     """Longest gradient, over all weights; a longer one is shortened to it."""
     schedule: ScheduleName = "one_cycle"
     """one_cycle, linear, cosine, cosine_restarts, step, plateau, constant; set at every step."""
-    warmup: float = Field(default=0.1, gt=0, lt=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps (cosine_restarts: of each cycle's) in which the rate rises; step, plateau, constant: none."""
     cycles: int = Field(default=5, gt=0)
     """cosine_restarts: number of cycles."""

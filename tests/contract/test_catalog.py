@@ -93,17 +93,7 @@ def test_the_other_students_of_a_batch_do_not_matter(family, fitted, worlds, oth
 @every_family
 @every_switch
 def test_many_targets_are_scored_as_one_by_one_and_as_in_the_batch_path(family, switches, fitted, worlds, others):
-    state, model, each = worlds[switches].state, fitted(family, switches), 7
-    targets = w.candidates(others, each, seed=5)
-    encoded = encode(others, targets, state)
-    together = model.score(encoded.past, encoded.targets).reshape(-1, each)
-    for index in range(each):
-        single = w.one_target(targets, index)
-        alone = encode(others, single, state)
-        np.testing.assert_allclose(model.score(alone.past, alone.targets), together[:, index], **w.EQUAL)
-        longer = w.appended(others, single)
-        rows, batch_path = w.score_history(model, longer, state)
-        np.testing.assert_allclose(batch_path[rows.offsets[1:] - 1], together[:, index], **w.EQUAL)
+    w.check_many_targets(fitted(family, switches), others, worlds[switches].state)
 
 
 @every_family
@@ -199,8 +189,8 @@ def test_the_search_space_proposes_settings_that_exist(family):
 
 
 def test_an_unknown_family_is_named_with_the_known_ones(worlds):
-    with pytest.raises(ConfigError, match=re.escape("'lstm'; the catalog has lightgbm")):
-        fit("lstm", CATALOG["lightgbm"].config(), worlds["plain"].data)
+    with pytest.raises(ConfigError, match=re.escape("'gpt'; the catalog has lightgbm")):
+        fit("gpt", CATALOG["lightgbm"].config(), worlds["plain"].data)
 
 
 def test_no_code_outside_the_catalog_compares_family_names():

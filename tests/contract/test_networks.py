@@ -154,3 +154,19 @@ def test_any_list_of_features_works(family: str, embeddings: dict[str, int], bun
     probability = fit(family, config, bundled.data).model.score(bundled.data.train, bundled.data.train)
     assert np.isfinite(probability).all()
     assert np.ptp(probability) > 0
+
+
+# Settings that change what a family computes; the defaults have passed the whole suite already.
+OPTIONS = [
+    ("lstm", {"start": "zero", "layers": 2}),
+    ("lstm", {"start": "numbers"}),
+    ("bert", {"batch_norm": True, "positions": False, "attention_dropout": 0.1}),
+    ("bert", {"t_fixup": True, "warmup": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), OPTIONS)
+def test_options_keep_the_promises(family, settings, bundled, others):
+    model = fit(family, w.tiny(CATALOG[family], epochs=1, **settings), bundled.data).model
+    w.check_future_property(model, others, bundled.state)
+    w.check_many_targets(model, others, bundled.state)

@@ -15,7 +15,7 @@ from dkt_ray.models.base import Model, ModelSpec, Probabilities
 from dkt_ray.training.fit import TrainingData
 
 # Small values of the settings that cost time; each family takes those that it has.
-TINY = {"context": 8, "width": 16, "heads": 2, "batch_rows": 2048, "rounds": 60, "min_data_in_leaf": 20}
+TINY = {"context": 8, "width": 16, "heads": 2, "inner": 32, "batch_rows": 2048, "rounds": 60, "min_data_in_leaf": 20}
 TESTS, PER_TEST, CONCEPTS = 30, 4, 10
 EQUAL = {"rtol": 0, "atol": 1e-6}  # batches of another shape: the last bits of a matrix product may differ
 
@@ -110,6 +110,19 @@ def check_future_property(model: Model, histories: Histories, state: EncoderStat
     _, after = score_history(model, later, state)
     blind &= ~changed
     np.testing.assert_array_equal(after[blind], before[blind], err_msg="a later row moved an earlier one")
+
+
+def check_many_targets(model: Model, histories: Histories, state: EncoderState, each: int = 7) -> None:
+    """Targets that are scored together get what each of them gets alone, and as the last row of its history."""
+    targets = candidates(histories, each, seed=5)
+    encoded = encode(histories, targets, state)
+    together = model.score(encoded.past, encoded.targets).reshape(-1, each)
+    for index in range(each):
+        single = one_target(targets, index)
+        alone = encode(histories, single, state)
+        np.testing.assert_allclose(model.score(alone.past, alone.targets), together[:, index], **EQUAL)
+        rows, batch_path = score_history(model, appended(histories, single), state)
+        np.testing.assert_allclose(batch_path[rows.offsets[1:] - 1], together[:, index], **EQUAL)
 
 
 def candidates(histories: Histories, each: int, seed: int) -> Targets:

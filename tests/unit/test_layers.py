@@ -78,7 +78,7 @@ def test_every_model_file_is_in_the_independence_contract():
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    """No file written, no process started, no output, no log handler, no Ray."""
+    """No file written, no process started, no output, no log handler, no Ray, no Transformers (it takes seconds)."""
     paths = sorted([*(ROOT / "jobs").glob("*.py"), *(ROOT / "serve_app").glob("*.py")])
     scripts = [f"{path.parent.name}.{path.stem}" for path in paths]
     done = subprocess.run(
@@ -90,7 +90,7 @@ def test_importing_has_no_side_effects(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"handlers": [], "children": 0, "ray": False}
+    assert json.loads(done.stdout) == {"handlers": [], "children": 0, "ray": False, "transformers": False}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,5 +104,6 @@ print(json.dumps({
     "handlers": [str(h) for h in logging.getLogger("dkt_ray").handlers],
     "children": len(psutil.Process().children()),
     "ray": bool(ray and ray.is_initialized()),
+    "transformers": "transformers" in sys.modules,
 }))
 """

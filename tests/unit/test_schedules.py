@@ -43,6 +43,13 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_a_hundredth():
     assert learning_rate(settings, 1.5) == found[-1]  # a refit may go on longer than the schedule
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "linear", "cosine", "cosine_restarts"])
+def test_without_warm_up_the_rate_starts_at_its_peak_and_falls(schedule):
+    found = rates(config(schedule, warmup=0, cycles=1))
+    assert found[0] == pytest.approx(0.8)
+    assert (np.diff(found) < 0).all()
+
+
 def test_linear_step_by_step():
     found = rates(config("linear", warmup=0.25))  # 20 steps: 5 up, 15 down
     assert found[:6] == pytest.approx([0.008, 0.16, 0.32, 0.48, 0.64, 0.8])
