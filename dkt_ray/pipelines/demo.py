@@ -60,6 +60,8 @@ class DemoConfig(Config):
     """User folds."""
     trials: int = Field(default=4, ge=1)
     """Trials per model family."""
+    families: tuple[str, ...] = tuple(QUICK)
+    """Model families of the ensemble."""
     overrides: dict[str, dict[str, Any]] = Field(default=QUICK)
     """Fixed settings of the families, as in `dkt tune`."""
     seed: int = 0
@@ -152,6 +154,7 @@ def _tune_config(config: DemoConfig) -> sweep.TuneConfig:
         dataset=RUN,
         run=RUN,
         trials=config.trials,
+        families=config.families,
         seed=config.seed,
         overrides=config.overrides,
     )

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 300  # of the family that is still at work when the driver dies
 SETTINGS = {
     "trials": 2,
+    "families": list(SMALL),
     "run": "killed",
     "checkpoint_s": 0,
     "max_reports": 400,
