@@ -15,6 +15,8 @@ from dkt_ray.features.quantities import needs
 
 PRIOR: Final = 2.0  # pseudo-answers that a student's own rates start from
 
+SUCCESS: Final = ("right", "surplus", "fading", "last_answer", "run", "ngram")  # quantities that right answers raise
+
 
 class Function(IntEnum):
     """What a feature does with its inputs a and b."""
@@ -67,6 +69,17 @@ class Feature(NamedTuple):
     def needs(self) -> frozenset[str]:
         """What the data must have: some of DATA."""
         return frozenset().union(*(needs(quantity) for quantity in self.inputs))
+
+    @property
+    def direction(self) -> int:
+        """Where a better record of the student moves it: 1 up, -1 down, 0 nowhere, or with no fixed sign.
+
+        1 never falls and -1 never rises where the last visible answer is right instead of wrong.
+        """
+        source, _, column = self.inputs[0].partition(".")
+        if source in ("item", "row") or not (source == "elo" or column.endswith(SUCCESS)):
+            return 0
+        return -1 if self.function is Function.LOG_WRONG else 1
 
 
 VALUE, LOG_COUNT, LOG_WRONG, LOG_ODDS, RATE, MEAN, SURPLUS, LOG_MS, CAPPED, *_REST = Function

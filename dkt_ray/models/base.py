@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dkt_ray.config import Config
+from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import Rows
 
 Probabilities = npt.NDArray[np.float64]
@@ -32,6 +33,7 @@ class Model(ABC):
     """A fitted model: pure, deterministic, reads nothing but its arguments."""
 
     config: ModelConfig
+    fitted_on: tuple[str, ...] | None = None  # the encoder's numeric columns at the fit, where the family keeps them
 
     @abstractmethod
     def score(self, past: Rows, targets: Rows) -> Probabilities:
@@ -45,6 +47,25 @@ class Model(ABC):
         Returns:
             [targets.rows] probabilities, equal to scoring each target alone.
         """
+
+    def check(self, numbers: Sequence[str]) -> None:
+        """Refuse an encoder whose numeric columns are not those of the fit.
+
+        Args:
+            numbers: `EncoderState.number_names` of the rows that are to be scored.
+
+        Raises:
+            ConfigError: they differ; both lists are named.
+        """
+        if self.fitted_on is not None and tuple(numbers) != self.fitted_on:
+            raise ConfigError(
+                f"the model was fitted on the numeric columns {', '.join(self.fitted_on)}; the encoder has "
+                f"{', '.join(numbers)}; fit the model again, or prepare the features that it knows"
+            )
+
+    def importance(self) -> Mapping[str, float] | None:
+        """Share of each column in what the model learned; None where the family cannot tell."""
+        return None
 
     @abstractmethod
     def save(self, folder: Path) -> None:

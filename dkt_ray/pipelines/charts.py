@@ -61,6 +61,19 @@ def lines(series: Mapping[str, Sequence[Point]], x: Axis, y: Axis, diagonal: boo
     return _svg(parts)
 
 
+def bars(values: Mapping[str, float], title: str) -> str:
+    """A bar for each value, from top to bottom, as an SVG that can also stand alone as a file."""
+    longest, labels, right = max([*values.values(), 1e-300]), 190, 60
+    parts = [_text(labels, 18, title, "start", "name")]
+    for number, (name, value) in enumerate(values.items()):
+        top, width = 30 + 16 * number, max(value, 0.0) / longest * (WIDTH - labels - right)
+        box = f'x="{labels}" y="{top}" width="{width:.1f}" height="11"'
+        parts.append(f'<rect class="s0" fill="#2f86c5" {box}/>{_text(labels - 6, top + 9, name, "end")}')
+        parts.append(_text(labels + width + 5, top + 9, f"{value:.4f}", "start"))
+    shape = f'viewBox="0 0 {WIDTH} {40 + 16 * len(values)}" font-family="sans-serif" font-size="11" fill="#5b6675"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {shape}>{"".join(parts)}</svg>'
+
+
 def legend(names: Sequence[str]) -> str:
     """The names with their colours, as HTML."""
     items = "".join(f'<span class="key s{index}">{escape(name)}</span>' for index, name in enumerate(names))

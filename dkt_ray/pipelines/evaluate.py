@@ -212,7 +212,7 @@ def _of_run(dataset: Dataset, folder: Store, training_users: set[str]) -> Fitted
 
     Raises:
         NotFoundError: the run has no ensemble yet.
-        ConfigError: they were fitted on users who are test users of this dataset.
+        ConfigError: they were fitted on users who are test users of this dataset, or on other features.
     """
     try:
         weights = folder.read_json("blend.json")["weights"]
@@ -224,6 +224,7 @@ def _of_run(dataset: Dataset, folder: Store, training_users: set[str]) -> Fitted
         with tempfile.TemporaryDirectory() as local:
             folder.download(f"members/{family}/model", Path(local))
             members[family] = CATALOG[family].model.load(Path(local))
+        members[family].check(dataset.state.number_names)
     return Fitted(f"run {folder.url.rsplit('/', 1)[-1]}", dataset.state, members, weights)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from dkt_ray.config import build
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.dataset import Dataset, Manifest
 from dkt_ray.models.catalog import CATALOG
+from dkt_ray.pipelines.importance import draw_importance
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.folds import Chosen, TrainingUsers, fit_members, member_key
 from dkt_ray.training.resources import Resources, place
@@ -138,6 +141,10 @@ def _sweep(
         for choice in choices:
             folder.delete_prefix(f"members/{choice.family}")
     fit_members(choices, resources, users, dataset.manifest, folder, config.concurrency)
+    for family in spaces:
+        with tempfile.TemporaryDirectory() as local:
+            folder.download(f"members/{family}/model", Path(local))
+            draw_importance(CATALOG[family].model.load(Path(local)), family, folder.child(f"members/{family}"))
 
 
 def _space(family: str, config: TuneConfig) -> FamilySpace:

@@ -19,6 +19,7 @@ from dkt_ray.models.base import Model, ModelConfig
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines import trained
 from dkt_ray.pipelines.figures import Settings
+from dkt_ray.pipelines.importance import draw_importance
 from dkt_ray.pipelines.report import REPORT, outcome, text_table, write_report
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.fit import fit
@@ -172,6 +173,7 @@ def _fit_and_score(
         _store_scores(fitted.model, dataset, config.fold, folder)
     if config.refit:
         _fit(config, settings, dataset, folder.child(trained.REFIT), _Users(everyone, set()), fitted.best_iteration)
+    draw_importance(fitted.model, config.model_name, folder)
     folder.write_json(trained.DONE, facts | {"iterations": fitted.best_iteration, "auc": fitted.auc})
     for prefix in (CHECKPOINT, f"{trained.REFIT}/{CHECKPOINT}"):
         folder.delete_prefix(prefix)

@@ -1,7 +1,8 @@
 """The models that `dkt train` stored in a run: their scores of one fold's users, their report, and they themselves.
 
 A model's folder, `runs/<run>/trained/<name>/`, holds what training/tracking.py writes, and scores.parquet (of the
-validation users), model/, refit/model/ (fitted on all folds), report.json, report.html, and, last, train.json.
+validation users), model/, refit/model/ (fitted on all folds), importance.svg (where the family knows what its columns
+matter), report.json, report.html, and, last, train.json.
 """
 
 from __future__ import annotations

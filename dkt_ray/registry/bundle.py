@@ -34,8 +34,9 @@ from safetensors.numpy import load_file
 
 from dkt_ray.config import Config
 from dkt_ray.ensemble.scorer import Scorer
-from dkt_ray.errors import BundleError
+from dkt_ray.errors import BundleError, ConfigError
 from dkt_ray.features.encoder import ID_COLUMNS, EncoderState
+from dkt_ray.models.base import Model
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.registry import catalogue, golden
 
@@ -236,8 +237,18 @@ def _load_scorer(folder: Path) -> Scorer:
     present = sorted(path.name for path in (folder / "members").glob("*"))
     if present != sorted(weights):
         raise BundleError(f"{folder / 'members'}: found {present}, blend.json has weights for {sorted(weights)}")
-    members = {family: CATALOG[family].model.load(folder / "members" / family) for family in weights}
-    return Scorer(EncoderState.load(folder / "state"), members, weights)
+    state = EncoderState.load(folder / "state")
+    members = {family: _load_member(folder / "members" / family, state) for family in weights}
+    return Scorer(state, members, weights)
+
+
+def _load_member(folder: Path, state: EncoderState) -> Model:
+    model = CATALOG[folder.name].model.load(folder)
+    try:
+        model.check(state.number_names)
+    except ConfigError as error:
+        raise BundleError(f"{folder}: {error}") from None
+    return model
 
 
 def _weights(folder: Path) -> dict[str, float]:

@@ -1,19 +1,49 @@
-"""Fitting of the table families: boosting rounds on single rows, with early stopping on the validation AUC."""
+"""Fitting of the table families: boosting rounds on single rows, with early stopping on the validation AUC.
+
+Legend: N rows, C columns that the booster reads.
+"""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
 
-from dkt_ray.data.history import graded
+from dkt_ray.data.history import Int64, graded
 from dkt_ray.errors import TrainingError
 from dkt_ray.features.batch import Rows
 from dkt_ray.models.base import ModelConfig
-from dkt_ray.models.lgbm import LightGBM, LightGBMConfig, matrix
+from dkt_ray.models.lgbm import Columns, LightGBM, LightGBMConfig
 from dkt_ray.training.progress import FitResult, Progress, Report, TrainingData, improves, scored
+
+BATCH_ROWS: Final = 1 << 13  # whose matrix is made at one time
+
+
+class Matrix(lgb.Sequence):
+    """Some rows as LightGBM asks for them, one to sample or a batch to bin: the matrix of all of them never exists."""
+
+    batch_size = BATCH_ROWS
+
+    def __init__(self, rows: Rows, chosen: Int64, columns: Columns) -> None:
+        """The `chosen` rows, in this order."""
+        self.rows, self.chosen, self.columns = rows, chosen, columns
+        self._batch, self._start = np.empty((0, 0), np.float32), 0
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int | slice | list[int]) -> npt.NDArray[Any]:
+        """A row as float64 [C], or a slice of rows as float32 [rows, C]."""
+        assert not isinstance(index, list), "LightGBM asks for lists only where a Dataset is cut into subsets"
+        if isinstance(index, slice):
+            return self.columns.read(self.rows, self.chosen[index])
+        if not self._start <= index < self._start + len(self._batch):  # samples come in order: a batch at a time
+            self._batch, self._start = self[index : index + self.batch_size], index
+        return self._batch[index - self._start].astype(np.float64)
 
 
 def train(
@@ -30,14 +60,16 @@ def train(
 
     Raises:
         TrainingError: no training row has a known answer.
+        ConfigError: a column that is to be read does not exist.
     """
     assert isinstance(config, LightGBMConfig)
     rounds = iterations or config.rounds
-    booster = _booster(config, data)
+    columns = Columns(config, data.state.number_names)
+    booster, validated = _booster(config, columns, data)
     curve: list[Progress] = []
     best: Progress | None = None
     while (done := booster.current_iteration()) < rounds:
-        progress = _advance(booster, min(config.report_rounds, rounds - done), data.valid is not None)
+        progress = _advance(booster, min(config.report_rounds, rounds - done), validated)
         curve.append(progress)
         if best is None or iterations is not None or improves(progress, best):
             best = progress
@@ -47,32 +79,41 @@ def train(
             break
     assert best is not None
     text = booster.model_to_string(num_iteration=best.iteration)
-    return FitResult(family(config, lgb.Booster(model_str=text)), best.iteration, best.auc, curve)
+    return FitResult(family(config, lgb.Booster(model_str=text), columns.encoder), best.iteration, best.auc, curve)
 
 
-def _booster(config: LightGBMConfig, data: TrainingData) -> lgb.Booster:
-    """An empty booster over the answered training rows, with the counted validation rows beside them."""
-    names = [*data.state.number_names, *config.columns]
-    training = _dataset(data.train, graded(data.train.correct), config, names, None)
-    booster = lgb.Booster(config.parameters(), training)
-    if data.valid is not None:
-        booster.add_valid(_dataset(data.valid, scored(data.valid), config, names, training), "valid")
-    return booster
-
-
-def _dataset(
-    rows: Rows, chosen: Any, config: LightGBMConfig, names: list[str], reference: lgb.Dataset | None
+def dataset(
+    rows: Rows, chosen: Int64, config: LightGBMConfig, columns: Columns, reference: lgb.Dataset | None = None
 ) -> lgb.Dataset:
-    if not chosen.any():
-        raise TrainingError("no row with a known answer to fit or validate LightGBM on; check the fold's users")
+    """LightGBM's binned copy of the chosen rows, made in batches: rows may be mapped from files larger than memory.
+
+    Args:
+        reference: the training rows, whose bins are taken.
+    """
     return lgb.Dataset(
-        matrix(rows, config.columns)[chosen],
+        Matrix(rows, chosen, columns),
         rows.correct[chosen],
         reference=reference,
-        feature_name=names,
+        feature_name=columns.names,
         categorical_feature=list(config.categorical),
-        params=config.parameters(),
+        params=config.parameters(columns.names),
     )
+
+
+def _booster(config: LightGBMConfig, columns: Columns, data: TrainingData) -> tuple[lgb.Booster, bool]:
+    """An empty booster over the answered training rows, and whether validation rows that have an AUC stand beside."""
+    answered = np.flatnonzero(graded(data.train.correct))
+    if not len(answered):
+        raise TrainingError("no row with a known answer to fit LightGBM on; check the fold's users")
+    training = dataset(data.train, answered, config, columns)
+    booster = lgb.Booster(config.parameters(columns.names), training)
+    if data.valid is None:
+        return booster, False
+    counted = np.flatnonzero(scored(data.valid))
+    if len(np.unique(data.valid.correct[counted])) < 2:
+        return booster, False
+    booster.add_valid(dataset(data.valid, counted, config, columns, training), "valid")
+    return booster, True
 
 
 def _advance(booster: lgb.Booster, rounds: int, validated: bool) -> Progress:

@@ -13,6 +13,7 @@ from dkt_ray.data.history import Coded, Histories, Targets
 from dkt_ray.features import encoder, plan, quantities
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories
+from dkt_ray.features.student import FEATURE
 from dkt_ray.schema import UNKNOWN
 
 SWITCHES = list(itertools.product(("shown", "submitted"), ("none", "test_run"), (True, False)))
@@ -206,6 +207,34 @@ def targets_at(targets: Targets, index: int) -> Targets:
     time = None if targets.timestamp is None else targets.timestamp[pick]
     columns = (targets.question, targets.test, targets.concepts)
     return Targets(np.array([0, 1]), *(column.take(pick) for column in columns), time)
+
+
+def test_a_right_last_answer_moves_columns_in_their_direction() -> None:
+    """`Feature.direction`: what rises never falls, and what moves without a direction is known by name."""
+    state = fitted("submitted", "none", True)
+    moved = np.zeros((2, len(state.number_names)), bool)  # down, up
+    for seed in range(150):
+        histories = random_histories(seed, 1)
+        if not histories.rows or histories.correct[-1] == UNKNOWN:
+            continue
+        questions = range(len(QUESTIONS))
+        targets = Targets(
+            np.array([0, len(QUESTIONS)]),
+            Coded.of(QUESTIONS),
+            Coded.of([f"t{q // 4}" for q in questions]),
+            Coded.of([CONCEPTS[q % 5] for q in questions]),
+        )
+        wrong, right = (
+            encode(dataclasses.replace(histories, correct=np.append(histories.correct[:-1], answer)), targets, state)
+            for answer in (np.int8(0), np.int8(1))
+        )
+        change = right.targets.numbers.astype(float) - wrong.targets.numbers
+        moved |= [(change < 0).any(0), (change > 0).any(0)]
+    down, up = (set(np.array(state.number_names)[each]) for each in moved)
+    rising, falling = ({name for name in state.number_names if FEATURE[name].direction == sign} for sign in (1, -1))
+    assert up - rising == down - falling == {"similar_surplus"}
+    assert rising == up - {"similar_surplus"}, "columns that no right answer ever raised"
+    assert falling == down - {"similar_surplus"}
 
 
 # Tests of the tests: leaks that the property above must catch.

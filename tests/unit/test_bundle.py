@@ -61,6 +61,18 @@ def test_the_same_parts_give_the_same_digest_and_other_weights_another(made, tmp
     assert bundles.build(tmp_path / "other", members, {"lightgbm": 0.5, "lstm_attention": 0.5}) != digest
 
 
+def test_a_member_of_other_features_is_refused_with_both_lists(made, copy):
+    """A feature list that the saved model does not know: its columns would be read as others."""
+    names = list(made[1].state.number_names)
+    other = [names[1], names[0], *names[2:]]
+    (copy / "members/lightgbm/encoder.json").write_text(json.dumps(other))
+    seal(copy)
+    with pytest.raises(BundleError) as refused:
+        bundle.load(copy)
+    assert "members/lightgbm: the model was fitted on the numeric columns " + ", ".join(other) in str(refused.value)
+    assert "the encoder has " + ", ".join(names) in str(refused.value)
+
+
 def test_no_students_answers_or_names_are_in_a_bundle(made):
     folder = made[0]
     requests = json.loads((folder / "bundle/golden.json").read_text())["requests"]
