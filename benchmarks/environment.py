@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-PACKAGES: Final = ("numpy", "pandas", "polars", "pyarrow", "numba", "ray")
+PACKAGES: Final = ("numpy", "pandas", "polars", "pyarrow", "numba", "torch", "ray")
 GIB: Final = 2**30
 
 

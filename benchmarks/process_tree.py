@@ -36,7 +36,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Ran:
     before = _written(os.getpid())
     started = time.perf_counter()
     process = subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, text=True)
-    sampler = _Sampler(process.pid)
+    sampler = Sampler(process.pid)
     sampler.start()
     try:
         stdout, _ = process.communicate()
@@ -58,7 +58,7 @@ def drop_from_cache(files: Sequence[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-class _Sampler(threading.Thread):
+class Sampler(threading.Thread):
     """Remembers the peaks of a process and its descendants until `ended`."""
 
     def __init__(self, root: int) -> None:
