@@ -188,8 +188,9 @@ def _csv_blocks(
         rows = np.setdiff1d(candidates, skipped, assume_unique=True)[: batch.num_rows]
         next_row = int(rows[-1]) + 1 if len(rows) else next_row
         raw, unreadable = _decode(batch, columns)
-        malformed = [_malformed(path, bad[reported:])]
-        reported = len(bad)
+        met = bad[reported:]  # taken once: of a compressed file, the reader reads ahead in a thread of its own
+        reported += len(met)
+        malformed = [_malformed(path, met)]
         if unreadable.any():
             malformed.append(rejected(raw.filter(unreadable), path, pl.Series(rows).filter(unreadable), NOT_TEXT))
             raw, rows = raw.filter(~unreadable), rows[~unreadable.to_numpy()]

@@ -40,6 +40,26 @@ def test_rows_keep_their_numbers_past_lines_of_a_wrong_width(tmp_path, name, blo
     ]
 
 
+def test_a_line_of_a_wrong_width_that_is_met_meanwhile_is_not_lost(tmp_path, monkeypatch):
+    """The reader of a compressed file appends to its list while a block is made."""
+    opened, told = reader._open_csv, reader._malformed
+    lists: list[list[tuple[int, str]]] = []
+
+    def open_csv(*arguments):
+        lists.append(arguments[3])
+        return opened(*arguments)
+
+    def malformed(path, lines):
+        if len(lists[0]) == 1:
+            lists[0].append((9, "met meanwhile"))
+        return told(path, lines)
+
+    monkeypatch.setattr(reader, "_open_csv", open_csv)
+    monkeypatch.setattr(reader, "_malformed", malformed)
+    _, found = read(written(tmp_path, b"u,a\n1\n2,1\n"))
+    assert found["row"].to_list() == [0, 9]
+
+
 def test_many_small_blocks_give_the_rows_of_one(tmp_path):
     lines = [f"{n},x,{n % 2}" if n % 13 else f"{n}" for n in range(2000)]
     path = written(tmp_path, ("u,x,a\n" + "\n".join(lines) + "\n").encode())
