@@ -177,7 +177,7 @@ def test_a_dataset_that_was_prepared_anew_is_refused(store: Store) -> None:
 
 
 def test_the_vault_is_opened_by_a_final_evaluation_only(reported: Store, tuned: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"no report .*dkt ensemble"):
+    with pytest.raises(NotFoundError, match=r"nothing to evaluate .*dkt train, or .*dkt ensemble"):
         evaluate.run(build(evaluate.EvaluateConfig, {"store": f"{tuned}"}))
     with pytest.raises(NotFoundError, match=r"no blend.json .*dkt ensemble"):
         final(open_store(tuned))
