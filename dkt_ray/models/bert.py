@@ -11,25 +11,22 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dkt_ray.features.batch import NO_ANSWER, SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
-from dkt_ray.models.layers import ANSWERS, RealBatchNorm, RowEmbedding, attend, table
-from dkt_ray.models.network import Inputs, Network, SequenceConfig
+from dkt_ray.models.layers import ANSWERS, RealBatchNorm, RowEmbedding, attend_tokens, places, table
+from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
 ATTENTION: Final = "dkt_visible_past"  # name of `visible_past` in the table of transformers
 
 
-class BertConfig(SequenceConfig):
+class BertConfig(AttentionConfig):
     """Settings of BERT."""
 
     layers: int = Field(default=2, gt=0)
     """N: encoder layers."""
-    heads: int = Field(default=4, gt=0)
-    """H: attention heads; divides width."""
     inner: int = Field(default=128, gt=0)
     """Width of the feed-forward layers."""
     answer_embedding: int = Field(default=16, gt=0)
@@ -42,9 +39,7 @@ class BertConfig(SequenceConfig):
     """Train without layer norms and without warm-up, from weights that are scaled for it."""
 
     @model_validator(mode="after")
-    def _fits(self) -> BertConfig:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+    def _warms_up(self) -> BertConfig:
         if self.t_fixup and self.warmup:
             raise ValueError(f"t_fixup trains without warm-up: set warmup to 0 (now {self.warmup})")
         return self
@@ -135,14 +130,11 @@ class Bert(Network):
         """Logits of a right answer, [B, M]."""
         T = batch.past_answer.shape[1]
         states = self.encoder(
-            inputs_embeds=self.inputs(batch), position_ids=self._positions(batch), visible=batch.visible
+            inputs_embeds=self.inputs(batch),
+            position_ids=places(T, batch.visible).clamp(max=positions(self.config) - 1),  # only padding lies beyond
+            visible=batch.visible,
         ).last_hidden_state
         return self.head(states[:, T:], batch.target_numbers)
-
-    def _positions(self, batch: SequenceBatch) -> Tensor:
-        """Past row j stands at j, target m at visible[m]; [B, T + M]."""
-        past = torch.arange(batch.past_answer.shape[1], device=batch.visible.device).expand_as(batch.past_answer)
-        return torch.cat([past, batch.visible], 1).clamp(max=positions(self.config) - 1)  # only padding lies beyond
 
 
 def positions(config: BertConfig) -> int:
@@ -183,10 +175,7 @@ def visible_past(
     dropout: float = 0.0,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: past row j reads rows 0 to j, a target its visible past rows and itself.
-
-    The same as scaled dot-product attention with a boolean mask [B, 1, T + M, T + M], at a cost that grows with M times
-    T, not with M squared.
+    """`attend_tokens` as transformers calls its attention.
 
     Args:
         query: [B, H, T + M, D / H], as key and value.
@@ -196,11 +185,7 @@ def visible_past(
     Returns:
         [B, T + M, H, D / H], and no weights.
     """
-    T = query.shape[-2] - visible.shape[1]
-    (query, asked), (key, own_key), (value, own_value) = (x.tensor_split([T], -2) for x in (query, key, value))
-    earlier = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    read = attend(asked, key, value, own_key, own_value, visible, dropout)
-    return torch.cat([earlier, read], -2).transpose(1, 2), None
+    return attend_tokens(query, key, value, visible, dropout).transpose(1, 2), None
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dkt_ray.models import bert, lgbm, lstm, lstm_attention
+from dkt_ray.models import akt, bert, last_query, lgbm, lstm, lstm_attention, saint
 from dkt_ray.models.base import ModelSpec
 
 CATALOG: Final[dict[str, ModelSpec]] = {
@@ -14,4 +14,7 @@ CATALOG: Final[dict[str, ModelSpec]] = {
         "sequence", lstm_attention.LstmAttentionConfig, lstm_attention.LstmAttention, lstm_attention.SPACE
     ),
     "bert": ModelSpec("sequence", bert.BertConfig, bert.Bert, bert.SPACE),
+    "saint": ModelSpec("sequence", saint.SaintConfig, saint.Saint, saint.SPACE),
+    "akt": ModelSpec("sequence", akt.AktConfig, akt.Akt, akt.SPACE),
+    "last_query": ModelSpec("sequence", last_query.LastQueryConfig, last_query.LastQuery, last_query.SPACE),
 }

@@ -1,7 +1,8 @@
 """The layers that networks are built from: the input block, attention over the visible past, and the output head.
 
 A batch has two streams. The past stream holds rows with their answers; the target stream holds rows whose answer is
-asked for. Past row j reads past rows up to j; target m reads the first visible[m] past rows and itself.
+asked for. Past row j reads past rows up to j; target m reads the first visible[m] past rows and itself. Tokens are the
+rows of the past stream followed by those of the target stream.
 
 Legend: B batch, T past rows, M targets, I id columns, C concepts per question, F numeric columns, D width, H heads.
 """
@@ -124,25 +125,22 @@ class Head(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of both streams (Vaswani et al., 2017, section 3.2).
-
-    Past row j reads past rows 0 to j; target m reads the first visible[m] past rows and itself.
-    """
+    """Multi-head attention of the tokens of both streams (Vaswani et al., 2017, section 3.2); see `attend_tokens`."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
+        """`dropout` is the share of the attention weights that training drops."""
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query_key_value = nn.Linear(width, 3 * width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, past: Tensor, target: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, D] and [B, M, D] to what each of them reads, of the same shapes."""
-        query, key, value = (split_heads(x, self.heads) for x in self.query_key_value(past).chunk(3, -1))
-        asked, own_key, own_value = (split_heads(x, self.heads) for x in self.query_key_value(target).chunk(3, -1))
-        drop = self.dropout if self.training else 0.0
-        earlier = F.scaled_dot_product_attention(query, key, value, dropout_p=drop, is_causal=True)
-        read = attend(asked, key, value, own_key, own_value, visible, drop)
-        return self.out(join_heads(earlier)), self.out(join_heads(read))
+    def forward(self, tokens: Tensor, visible: Tensor, memory: Tensor | None = None) -> Tensor:
+        """What tokens [B, T + M, D] read of each other, or of as many tokens of a memory; [B, T + M, D]."""
+        key, value = self.key_value(tokens if memory is None else memory).chunk(2, -1)
+        query, key, value = (split_heads(x, self.heads) for x in (self.query(tokens), key, value))
+        read = attend_tokens(query, key, value, visible, self.dropout if self.training else 0.0)
+        return self.out(join_heads(read))
 
 
 class FeedForward(nn.Sequential):
@@ -153,21 +151,40 @@ class FeedForward(nn.Sequential):
 
 
 class Block(nn.Module):
-    """A transformer layer over both streams, with the norms before attention and feed-forward (Xiong et al., 2020)."""
+    """A transformer layer over tokens, with the norms before attention and feed-forward (Xiong et al., 2020)."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+    def __init__(self, attention: nn.Module, width: int, inner: int, dropout: float) -> None:
+        """`attention` reads tokens and `visible`, as `Attention` does."""
         super().__init__()
-        self.attention = Attention(width, heads, dropout)
+        self.attention = attention
         self.feed_forward = FeedForward(width, inner, dropout)
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, past: Tensor, target: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, D] and [B, M, D] to the same shapes."""
-        earlier, read = self.attention(self.norm_1(past), self.norm_1(target), visible)
-        past, target = past + self.drop(earlier), target + self.drop(read)
-        past = past + self.drop(self.feed_forward(self.norm_2(past)))
-        return past, target + self.drop(self.feed_forward(self.norm_2(target)))
+    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """[B, T + M, D] to the same shape."""
+        tokens = tokens + self.drop(self.attention(self.norm_1(tokens), visible))
+        return tokens + self.drop(self.feed_forward(self.norm_2(tokens)))
+
+
+def attend_tokens(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: float = 0.0) -> Tensor:
+    """What the tokens of both streams read: past row j rows 0 to j, a target its visible past rows and itself.
+
+    The same as scaled dot-product attention with a boolean mask [B, 1, T + M, T + M], at a cost that grows with M times
+    T, not with M squared.
+
+    Args:
+        query: [B, H, T + M, D / H], past rows and then targets; as key and value.
+        visible: [B, M] past rows that each target may read.
+        dropout: share of the weights that are dropped.
+
+    Returns:
+        [B, H, T + M, D / H].
+    """
+    T = query.shape[-2] - visible.shape[1]
+    (query, asked), (key, own_key), (value, own_value) = (x.tensor_split([T], -2) for x in (query, key, value))
+    earlier = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    return torch.cat([earlier, attend(asked, key, value, own_key, own_value, visible, dropout)], -2)
 
 
 def attend(
@@ -190,6 +207,12 @@ def attend(
     weights = torch.softmax(torch.cat([scores, own], -1) * query.shape[-1] ** -0.5, -1)
     weights = F.dropout(weights, dropout, dropout > 0)
     return weights[..., :-1] @ value + weights[..., -1:] * own_value
+
+
+def places(past: int, visible: Tensor) -> Tensor:
+    """Where tokens stand, [B, T + M]: past row j at j, a target at the end of what it may read."""
+    rows = torch.arange(past, device=visible.device).expand(len(visible), past)
+    return torch.cat([rows, visible], 1)
 
 
 def readable(visible: Tensor, past: int) -> Tensor:

@@ -12,28 +12,20 @@ from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
 from dkt_ray.models.layers import Head, join_heads, readable, split_heads, state_at
-from dkt_ray.models.network import Inputs, Network, SequenceConfig
+from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
 
-class LstmAttentionConfig(SequenceConfig):
+class LstmAttentionConfig(AttentionConfig):
     """Settings of LSTM-Attention."""
 
     layers: int = Field(default=1, gt=0)
     """LSTM layers."""
-    heads: int = Field(default=4, gt=0)
-    """H: attention heads; divides width."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> LstmAttentionConfig:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
 
 
 SPACE: Final[Space] = {

@@ -69,6 +69,19 @@ class SequenceConfig(OptimizationConfig):
         return self
 
 
+class AttentionConfig(SequenceConfig):
+    """Settings of the networks that attend."""
+
+    heads: int = Field(default=4, gt=0)
+    """H: attention heads; divides width."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
 class Inputs(NamedTuple):
     """What a network must know of the encoder state."""
 
@@ -101,6 +114,10 @@ class Network(nn.Module, Model):
     @abstractmethod
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits of a right answer, [B, M] (of no meaning at padding)."""
+
+    def penalty(self, batch: SequenceBatch) -> Tensor:
+        """What training adds to its objective; a mean over the targets, as the objective is."""
+        return batch.correct.new_zeros(())
 
     @property
     def numbers(self) -> int:

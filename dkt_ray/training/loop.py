@@ -146,7 +146,8 @@ def _step(run: Run, forward: Forward, batch: SequenceBatch, rate: float, team: T
         logits = forward(batch)
     answers = chosen(batch.correct, config.last).sum()
     everywhere = team.total(answers.clone())
-    loss = objective(logits, batch.correct, config) * (answers / everywhere.clamp(min=1))  # this worker's part of it
+    loss = objective(logits, batch.correct, config) + run.network.penalty(batch)
+    loss = loss * (answers / everywhere.clamp(min=1))  # this worker's part of it
     loss.backward()  # type: ignore[no-untyped-call]
     team.sum_gradients(run.network.parameters())
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), config.clip_norm)

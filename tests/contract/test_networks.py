@@ -162,6 +162,12 @@ OPTIONS = [
     ("lstm", {"start": "numbers"}),
     ("bert", {"batch_norm": True, "positions": False, "attention_dropout": 0.1}),
     ("bert", {"t_fixup": True, "warmup": 0.0}),
+    ("saint", {"positions": "learned", "attention_dropout": 0.1, "batch_norm": True}),
+    ("saint", {"positions": "none", "numbers": False}),
+    ("akt", {"simple": True, "numbers": False}),
+    ("akt", {"encoder_layers": 2, "layers": 2, "attention_dropout": 0.1}),
+    ("last_query", {"variant": "riiid_7", "layers": 2}),
+    ("last_query", {"numbers": False, "layers": 2}),
 ]
 
 
