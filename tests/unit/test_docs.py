@@ -12,7 +12,14 @@ from scripts.file_tree import entries, written
 from scripts.size_report import long_functions
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/operations.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "docs/models.md",
+    "docs/operations.md",
+]
 
 
 def text(path: str) -> str:
