@@ -4,6 +4,9 @@ After Ghosh et al., 2020 (sections 4.1 to 4.3); with `simple`, simpleKT (Liu et 
 and drops the fading. Beside the embeddings of the input block, a question has a difficulty: one number, which moves it
 along a line through its concept, and is as much as a few answers can tell.
 
+Only targets retrieve knowledge. A learned row stands before the first answer, so that there is something to read where
+there is no past.
+
 Legend: B batch, T past rows, M targets, Q queries, K keys, C concepts per question, H heads, D width.
 """
 
