@@ -4,6 +4,9 @@ After Ghosh et al., 2020 (sections 4.1 to 4.3); with `simple`, simpleKT (Liu et 
 and drops the fading. Beside the embeddings of the input block, a question has a difficulty: one number, which moves it
 along a line through its concept, and is as much as a few answers can tell.
 
+Only targets retrieve knowledge. A learned row stands before the first answer, so that there is something to read where
+there is no past.
+
 Legend: B batch, T past rows, M targets, Q queries, K keys, C concepts per question, H heads, D width.
 """
 
@@ -118,32 +121,38 @@ class MonotonicAttention(nn.Module):
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """What tokens [B, T + M, D] read: past row j rows 0 to j, a target its visible past rows and itself."""
-        T = tokens.shape[1] - visible.shape[1]
-        (key, own_key), (value, own_value) = (
-            split_heads(linear(tokens), self.heads).tensor_split([T], -2) for linear in (self.query_key, self.value)
+        T, M = tokens.shape[1] - visible.shape[1], visible.shape[1]
+        key, value = self._heads(tokens, tokens)
+        (query, asked), (key, own_key), (value, own_value) = (
+            torch.split(x, [T, M], -2) for x in (self._scaled(key), key, value)
         )
         row = torch.arange(T, device=tokens.device)
         steps = row[:, None] - row
-        earlier = self._weights(key @ key.transpose(-1, -2), steps >= 0, steps) @ value
-        steps = F.pad(visible[..., None] - row, (0, 1))  # [B, M, T + 1]: a target is no step from itself
-        allowed = F.pad(readable(visible, T), (0, 1), value=True)
-        scores = torch.cat([own_key @ key.transpose(-1, -2), (own_key * own_key).sum(-1, keepdim=True)], -1)
-        weights = self._weights(scores, allowed[:, None], steps[:, None])
-        read = weights[..., :-1] @ value + weights[..., -1:] * own_value
-        return self.out(join_heads(torch.cat([earlier, read], -2)))
+        earlier = self._weights(query @ key.transpose(-1, -2), steps >= 0, steps) @ value
+        steps = F.pad(visible[..., None] - row, (0, 1))[:, None]  # [B, 1, M, T + 1]: a target is no step from itself
+        allowed = F.pad(readable(visible, T), (0, 1), value=True)[:, None]
+        scores = torch.cat([asked @ key.transpose(-1, -2), (asked * own_key).sum(-1, keepdim=True)], -1)
+        weights, itself = torch.split(self._weights(scores, allowed, steps), [T, 1], -1)
+        return self.out(join_heads(torch.cat([earlier, weights @ value + itself * own_value], -2)))
 
     def retrieve(self, asked: Tensor, earlier: Tensor, known: Tensor, seen: Tensor) -> Tensor:
         """What asked [B, M, D] read of the first `seen` known rows [B, K, D], which stand at earlier [B, K, D]."""
-        query, key, value = (
-            split_heads(x, self.heads) for x in (self.query_key(asked), self.query_key(earlier), self.value(known))
-        )
-        steps = seen[..., None] - torch.arange(key.shape[-2], device=seen.device)
-        weights = self._weights(query @ key.transpose(-1, -2), steps[:, None] > 0, steps[:, None])
-        return self.out(join_heads(weights @ value))
+        key, value = self._heads(earlier, known)
+        query = self._scaled(split_heads(self.query_key(asked), self.heads))
+        steps = (seen[..., None] - torch.arange(key.shape[-2], device=seen.device))[:, None]
+        return self.out(join_heads(self._weights(query @ key.transpose(-1, -2), steps > 0, steps) @ value))
+
+    def _heads(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of rows [B, L, D], projected and split: [B, H, L, D / H] each."""
+        return split_heads(self.query_key(key), self.heads), split_heads(self.value(value), self.heads)
+
+    @staticmethod
+    def _scaled(query: Tensor) -> Tensor:
+        """Queries [B, H, L, D / H] so short that the scores have the right scale."""
+        return query * query.shape[-1] ** -0.5
 
     def _weights(self, scores: Tensor, allowed: Tensor, steps: Tensor) -> Tensor:
         """Attention weights [B, H, Q, K] from scores of that shape, which keys are read and how far back they stand."""
-        scores = scores * (self.out.in_features // self.heads) ** -0.5
         if self.speed is not None:
             scores = scores * fading(scores, allowed, steps, F.softplus(self.speed))
         weights = torch.softmax(scores.masked_fill(~allowed, -math.inf), -1)
@@ -167,7 +176,7 @@ def fading(scores: Tensor, allowed: Tensor, steps: Tensor, speed: Tensor) -> Ten
         share = torch.softmax(scores.masked_fill(~allowed, -math.inf), -1)
         # summed from the end, not as a difference: the root would make its rounding large
         later = F.pad(share.flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))
-        distance = (later * steps.clamp(min=0)).sqrt()
+        distance = later.mul_(steps.clamp(min=0)).sqrt_()
     return torch.exp(-speed[:, None, None] * distance)
 
 

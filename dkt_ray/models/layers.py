@@ -181,8 +181,10 @@ def attend_tokens(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dr
     Returns:
         [B, H, T + M, D / H].
     """
-    T = query.shape[-2] - visible.shape[1]
-    (query, asked), (key, own_key), (value, own_value) = (x.tensor_split([T], -2) for x in (query, key, value))
+    M = visible.shape[1]
+    (query, asked), (key, own_key), (value, own_value) = (
+        torch.split(x, [x.shape[-2] - M, M], -2) for x in (query, key, value)
+    )
     earlier = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     return torch.cat([earlier, attend(asked, key, value, own_key, own_value, visible, dropout)], -2)
 
@@ -201,12 +203,14 @@ def attend(
     Returns:
         [B, H, M, D / H].
     """
+    T = key.shape[-2]
+    query = query * query.shape[-1] ** -0.5
     scores = query @ key.transpose(-1, -2)  # [B, H, M, T]
     own = (query * own_key).sum(-1, keepdim=True)
-    scores = scores.masked_fill(~readable(visible, key.shape[-2])[:, None], -math.inf)
-    weights = torch.softmax(torch.cat([scores, own], -1) * query.shape[-1] ** -0.5, -1)
-    weights = F.dropout(weights, dropout, dropout > 0)
-    return weights[..., :-1] @ value + weights[..., -1:] * own_value
+    scores = scores.masked_fill(~readable(visible, T)[:, None], -math.inf)
+    weights = torch.softmax(torch.cat([scores, own], -1), -1)
+    earlier, itself = torch.split(F.dropout(weights, dropout, dropout > 0), [T, 1], -1)
+    return earlier @ value + itself * own_value
 
 
 def places(past: int, visible: Tensor) -> Tensor:

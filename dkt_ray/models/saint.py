@@ -1,7 +1,7 @@
 """SAINT: an encoder reads the exercises, a decoder the answers given to them, and what the encoder made of them.
 
 After Choi et al., 2020 (section 4). Past exercises stand in the encoder as they were asked, with their own numbers, and
-in the decoder with their answers. A target stands in both without an answer.
+in the decoder with their answers. A target stands in both as it is asked, without an answer.
 
 Legend: B batch, T past rows, M targets, H heads, D width, F numeric columns.
 """
