@@ -22,7 +22,8 @@ from pydantic import Field
 
 from dkt_ray import __version__
 from dkt_ray.config import Config
-from dkt_ray.data.history import Coded
+from dkt_ray.data.history import Coded, Histories
+from dkt_ray.data.simulation.filter import PARTICLES
 from dkt_ray.ensemble.blend import blend, equal, fit_simplex, fixed, nested_blend
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.dataset import Dataset, Manifest
@@ -31,6 +32,7 @@ from dkt_ray.metrics import METRIC_VERSION, first_attempts
 from dkt_ray.pipelines import figures
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Settings, make_report
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
+from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.baselines import BASELINES, out_of_fold
 from dkt_ray.training.protocol import Scored, align_members, evaluation_set, locate
@@ -68,6 +70,10 @@ class EnsembleConfig(Config):
     """Trials of the search by Ray Tune; 0: no search."""
     truth: str | None = None
     """The simulator's truth.parquet (true probabilities): the oracle of the report."""
+    yardstick: int = Field(default=0, ge=0)
+    """With truth: students whose answers a particle filter that knows the simulator foresees; 300 say enough."""
+    particles: int = Field(default=PARTICLES, ge=1)
+    """Of that filter; twice as many should change its AUROC by less than 0.001."""
     samples: int = Field(default=200, ge=1)
     """Bootstrap resamples of the users."""
     last_answers: bool = False
@@ -136,26 +142,30 @@ def _measure(
     scored = {
         name: Scored.from_table(folder.read_table(f"members/{name}/oof.parquet"), f"member {name}") for name in facts
     }
+    simulator = Simulator.of(config.truth, config.yardstick, config.particles)
+    if simulator is not None:
+        simulator.check(dataset.manifest)
     base, columns = align_members(scored)
     evaluation = evaluation_set(dataset.manifest, base)
     figures.require_same({name: str(fact["fingerprint"]) for name, fact in facts.items()}, evaluation)
     logger.info("evaluation set %s: %d rows, members %s", evaluation.fingerprint, evaluation.rows, ", ".join(scored))
-    answers, baselines = _dataset_columns(dataset, base)
+    histories, answers, baselines = _dataset_columns(dataset, base)
     ways = weigh(config, list(scored), columns, base)
     contenders = {_named(way, config.method): Contender("ensemble", found.blended) for way, found in ways.items()}
     contenders |= {name: Contender("member", member.probability) for name, member in scored.items()}
     contenders |= {name: Contender("baseline", ray.get(column)) for name, column in baselines.items()}
-    if config.truth is not None:
-        contenders["oracle"] = Contender("oracle", figures.read_truth(config.truth, dataset.manifest, base))
-    return make_report(
+    contenders |= oracle(simulator, dataset.manifest, base)
+    how = Settings(config.samples, config.seed, config.last_answers)
+    report = make_report(
         Heading(f"Out-of-fold report of {config.run}", HOW, config.dataset, config.run),
         evaluation,
         answers,
         contenders,
         {way: dict(zip(scored, found.weights.tolist(), strict=True)) for way, found in ways.items()},
-        Settings(config.samples, config.seed, config.last_answers),
+        how,
         _measure_in_parallel,
     )
+    return report | yardstick(simulator, histories, base, answers, contenders, how)
 
 
 def weigh(config: EnsembleConfig, members: list[str], p: Floats, base: Scored) -> dict[Method, Weighing]:
@@ -182,8 +192,8 @@ def _named(way: Method, chosen: Method) -> str:
     return "ensemble" if way == chosen else f"ensemble_{way}"
 
 
-def _dataset_columns(dataset: Dataset, base: Scored) -> tuple[Answers, dict[str, ray.ObjectRef[Floats]]]:
-    """The scored rows, and each baseline's scores of them (under way in Ray)."""
+def _dataset_columns(dataset: Dataset, base: Scored) -> tuple[Histories, Answers, dict[str, ray.ObjectRef[Floats]]]:
+    """The histories, the scored rows, and each baseline's scores of them (under way in Ray)."""
     split = dataset.load()
     owner = np.repeat(np.arange(len(split.users), dtype=np.int32), np.diff(split.rows.offsets))
     place = locate(Coded(owner, split.users), split.rows.position, base)
@@ -197,7 +207,8 @@ def _dataset_columns(dataset: Dataset, base: Scored) -> tuple[Answers, dict[str,
     rows = ray.put((split.rows, split.fold))
     score = ray.remote(_baseline)
     names = tuple(dataset.manifest.numbers)
-    return Answers.of(base, first), {name: score.remote(name, rows, names, place) for name in BASELINES}
+    baselines = {name: score.remote(name, rows, names, place) for name in BASELINES}
+    return histories, Answers.of(base, first), baselines
 
 
 def _baseline(name: str, split: tuple[Any, Any], names: tuple[str, ...], place: npt.NDArray[np.int64]) -> Floats:

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from dkt_ray.config import Config
 from dkt_ray.data.history import Coded
+from dkt_ray.data.simulation.filter import PARTICLES
 from dkt_ray.ensemble.blend import blend
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.batch import Rows
@@ -30,6 +31,7 @@ from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines import figures, trained
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Kind, Settings, make_report, measure_in_turn
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
+from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
 from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import resolve
 from dkt_ray.registry.store import Registry
@@ -65,6 +67,10 @@ class EvaluateConfig(Config):
     """Scores from elsewhere to stand beside ours: name -> Parquet of user, position, fold, correct, probability."""
     truth: str | None = None
     """The simulator's truth.parquet (true probabilities): the oracle of the report."""
+    yardstick: int = Field(default=0, ge=0)
+    """With truth: students whose answers a particle filter that knows the simulator foresees; 300 say enough."""
+    particles: int = Field(default=PARTICLES, ge=1)
+    """Of that filter; twice as many should change its AUROC by less than 0.001."""
     samples: int = Field(default=200, ge=1)
     """Bootstrap resamples of the users."""
     last_answers: bool = False
@@ -120,7 +126,7 @@ def _validated(config: EvaluateConfig, store: Store, folder: Store) -> dict[str,
             )
         return report
     dataset = Dataset.open(store, config.dataset)
-    return trained.report(folder, dataset, names, config.run, _settings(config), _peers(config))
+    return trained.report(folder, dataset, names, config.run, _settings(config), _peers(config), _simulator(config))
 
 
 def _trained(config: EvaluateConfig, folder: Store) -> tuple[str, ...]:
@@ -142,6 +148,10 @@ def _peers(config: EvaluateConfig) -> dict[str, Scored]:
     return {name: Scored.from_table(store.read_table(key), f"peers.{name}") for name, (store, key) in tables.items()}
 
 
+def _simulator(config: EvaluateConfig) -> Simulator | None:
+    return Simulator.of(config.truth, config.yardstick, config.particles)
+
+
 def _settings(config: EvaluateConfig) -> Settings:
     return Settings(config.samples, config.seed, config.last_answers)
 
@@ -154,8 +164,10 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
     train = dataset.load()
     fitted = _fitted(config, store, dataset, folder, set(train.users))
     peers = _peers(config)
-    if config.truth is not None:
-        figures.truth_version(config.truth)  # it is there
+    simulator = _simulator(config)
+    if simulator is not None:
+        figures.truth_version(simulator.truth)  # it is there
+        simulator.check(dataset.manifest)
     vault = dataset.open_vault(config.reason)
     past = vault.rows if fitted.state is dataset.state else encode(vault.histories, None, fitted.state).past
     scores = {family: model.score(past, past) for family, model in fitted.members.items()}
@@ -170,9 +182,8 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
     answers, place = _answers(vault, base)
     contenders = {name: Contender(kind, p[place]) for kind, several in kinds.items() for name, p in several.items()}
     contenders |= {name: Contender("peer", trained.align_peer(name, peer, base)) for name, peer in peers.items()}
-    if config.truth is not None:
-        contenders["oracle"] = Contender("oracle", figures.read_truth(config.truth, dataset.manifest, base))
-    return make_report(
+    contenders |= oracle(simulator, dataset.manifest, base)
+    report = make_report(
         Heading(f"Final report of {fitted.source}", HOW, config.dataset, config.run),
         evaluation_set(dataset.manifest, base, ON_ALL_FOLDS),
         answers,
@@ -181,6 +192,7 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         _settings(config),
         measure_in_turn,
     )
+    return report | yardstick(simulator, vault.histories, base, answers, contenders, _settings(config))
 
 
 def _fitted(config: EvaluateConfig, store: Store, dataset: Dataset, folder: Store, users: set[str]) -> Fitted:

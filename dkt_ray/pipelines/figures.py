@@ -22,7 +22,7 @@ from dkt_ray.storage import Store, open_object
 from dkt_ray.training.protocol import FIRST_POSITION, EvaluationSet, Scored, locate
 
 Floats = npt.NDArray[np.float64]
-Kind = Literal["ensemble", "member", "peer", "baseline", "oracle"]
+Kind = Literal["ensemble", "member", "peer", "baseline", "oracle", "filter"]
 
 CALIBRATION_BINS: Final = 10
 LEDGER: Final = "ledger"

@@ -5,7 +5,7 @@ A report is what `figures.make_report` returns; everything shown is in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import jinja2
@@ -17,7 +17,7 @@ from dkt_ray.storage import Store
 
 REPORT: Final = "report"  # name of a run's out-of-fold report
 TEMPLATE: Final = "report.html.jinja"
-KINDS: Final = ("oracle", "ensemble", "member", "peer", "baseline")  # order of the table
+KINDS: Final = ("oracle", "filter", "ensemble", "member", "peer", "baseline")  # order of the table
 COLUMNS: Final = {  # figure -> heading, whether more is better
     "auc_capped": ("AUROC, at most 500 rows a user", True),
     "auc_first_attempts": ("AUROC, first attempts", True),
@@ -45,7 +45,7 @@ def read_report(folder: Store, name: str) -> dict[str, Any] | None:
 def outcome(report: Mapping[str, Any], folder: Store, name: str) -> dict[str, Any]:
     """What a job prints of its report."""
     chosen = report["models"][report["chosen"]]["auc"]
-    return {
+    printed = {
         "auc": {model: found["auc"]["value"] for model, found in report["models"].items()},
         "auc_interval": [chosen["low"], chosen["high"]],
         "weights": report["weights"].get(report["method"], {}),
@@ -53,6 +53,11 @@ def outcome(report: Mapping[str, Any], folder: Store, name: str) -> dict[str, An
         "openings": len(report["ledger"]),
         "report": f"{folder.url}/{name}.html",
     }
+    if "yardstick" not in report:
+        return printed
+    measured = report["yardstick"]["models"].items()
+    closed = {model: found["closed"]["value"] for model, found in measured if found["closed"] is not None}
+    return printed | {"sample_auc": {model: found["auc"]["value"] for model, found in measured}, "closed": closed}
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -70,6 +75,8 @@ def render(report: Mapping[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(
         report=report,
         models={name: models[name] for name in ordered(models)},
+        yardstick=report.get("yardstick"),
+        measured=ordered(report["yardstick"]["models"]) if "yardstick" in report else [],
         columns={name: text for name, text in COLUMNS.items() if any(name in model for model in models.values())},
         legend=Markup(legend(charted)),
         calibration=Markup(_calibration(models, charted)),
@@ -114,10 +121,32 @@ def text_table(report: Mapping[str, Any]) -> str:
         )
         for name, model in ((name, report["models"][name]) for name in ordered(report["models"]))
     ]
-    widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *body)
-    )
+    table = _aligned((head, *body))
+    return f"{table}\n{_yardstick_table(report['yardstick'])}" if "yardstick" in report else table
+
+
+def _yardstick_table(found: Mapping[str, Any]) -> str:
+    """Every model on the sample of students that the particle filter foresees."""
+    models = found["models"]
+    head = ("model", "kind", "AUROC", "95 % interval", "gap closed", "95 % interval")
+    body = [
+        (
+            name,
+            models[name]["kind"],
+            figure(models[name]["auc"]),
+            interval(models[name]["auc"]),
+            figure(models[name]["closed"]),
+            interval(models[name]["closed"]),
+        )
+        for name in ordered(models)
+    ]
+    sample = f"yardstick: {found['users']} students, {found['rows']} rows, {found['particles']} particles"
+    return f"{sample}; gap: from counting (0) to filter (1)\n{_aligned((head, *body))}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _charted(name: str, model: Mapping[str, Any]) -> bool:

@@ -32,6 +32,7 @@ from dkt_ray.pipelines.figures import (
     make_report,
     measure_in_turn,
 )
+from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
 from dkt_ray.storage import Store
 from dkt_ray.training.baselines import BASELINES
 from dkt_ray.training.protocol import Scored, align_members, evaluation_set, locate
@@ -81,6 +82,7 @@ def report(
     title: str,
     how: Settings,
     peers: Mapping[str, Scored] | None = None,
+    simulator: Simulator | None = None,
 ) -> dict[str, Any]:
     """The report of some models of a run on the users of the fold that none of them was fitted on.
 
@@ -88,6 +90,7 @@ def report(
         names: of the models; several are also averaged with equal weights.
         title: of the run.
         peers: scores of the same rows from elsewhere.
+        simulator: of simulated data.
 
     Raises:
         ConfigError: they were validated on different folds, or fitted on other data.
@@ -95,6 +98,8 @@ def report(
     facts = {name: run.read_json(f"{FOLDER}/{name}/{DONE}") for name in names}
     for name, fact in facts.items():
         _check_dataset(name, fact, dataset)
+    if simulator is not None:
+        simulator.check(dataset.manifest)
     fold = _one_fold(facts)
     scored = {name: Scored.from_table(run.read_table(f"{FOLDER}/{name}/{SCORES}"), f"model {name}") for name in names}
     base, columns = align_members(scored)
@@ -111,15 +116,18 @@ def report(
         contenders[name] = Contender("baseline", column[place])
     for name, peer in (peers or {}).items():
         contenders[name] = Contender("peer", align_peer(name, peer, base))
-    return make_report(
+    contenders |= oracle(simulator, dataset.manifest, base)
+    answers = Answers.of(base, first)
+    made = make_report(
         Heading(f"Validation report of {title}", HOW.format(fold=fold), dataset.name, title),
         evaluation_set(dataset.manifest, base),
-        Answers.of(base, first),
+        answers,
         contenders,
         weights,
         how,
         measure_in_turn,
     )
+    return made | yardstick(simulator, histories, base, answers, contenders, how)
 
 
 def align_peer(name: str, peer: Scored, base: Scored) -> Floats:

@@ -25,6 +25,7 @@ from dkt_ray.training.resources import Resources
 
 FAMILIES = {"lightgbm": ({"rounds": 40}, 40), "lstm_attention": ({"width": 16}, 1)}
 SAMPLES = 20
+YARDSTICK = {"yardstick": 20, "particles": 100}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def weighed(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The same store after `dkt ensemble`, and what that returned."""
     folder = tmp_path_factory.mktemp("weighed") / "store"
     shutil.copytree(tuned, folder)
-    return folder, run(open_store(folder), truth=f"{tuned}/sim/truth.parquet")
+    return folder, run(open_store(folder), truth=f"{tuned}/sim/truth.parquet", **YARDSTICK)
 
 
 @pytest.fixture
@@ -95,6 +96,8 @@ def test_weights_and_report(weighed: tuple[Path, dict[str, Any]]) -> None:
     }
     assert found["auc"]["question_mean"] < found["auc"]["ensemble"] < found["auc"]["oracle"]
     assert found["auc_interval"][0] < found["auc"]["ensemble"] < found["auc_interval"][1]
+    assert found["sample_auc"]["question_mean"] < found["sample_auc"]["filter"] < found["sample_auc"]["oracle"]
+    assert found["closed"].keys() == found["sample_auc"].keys() - {"oracle"}
     assert sum(found["weights"].values()) == pytest.approx(1, abs=1e-12)
     assert not found["reused"]
     folder = store.child("runs/default")

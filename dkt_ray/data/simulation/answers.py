@@ -128,9 +128,9 @@ def draw_traits(bank: Bank, cohort: Cohort, student: StudentParameters, rng: np.
     )
 
 
-def answer(bank: Bank, rows: Rows, traits: Traits, parameters: Parameters) -> Answers:
-    """Let every student answer: see `_answer_user`."""
-    items = Items(
+def items(bank: Bank) -> Items:
+    """What the recursion needs of the bank."""
+    return Items(
         bank.question_concept,
         bank.difficulty,
         bank.discrimination,
@@ -139,8 +139,12 @@ def answer(bank: Bank, rows: Rows, traits: Traits, parameters: Parameters) -> An
         bank.log_time,
         bank.prerequisite,
     )
+
+
+def laws(parameters: Parameters) -> Laws:
+    """The constants of the recursion."""
     student, times = parameters.student, parameters.response_time
-    laws = Laws(
+    return Laws(
         ceiling=student.ceiling,
         prerequisite_slope=student.prerequisite_slope,
         fade_s=student.fade_days * DAY_S,
@@ -152,9 +156,13 @@ def answer(bank: Bank, rows: Rows, traits: Traits, parameters: Parameters) -> An
         doubt=times.doubt,
         limit_s=times.limit_s,
     )
+
+
+def answer(bank: Bank, rows: Rows, traits: Traits, parameters: Parameters) -> Answers:
+    """Let every student answer: see `_answer_user`."""
     count = len(rows.question)
     answers = Answers(np.empty(count, np.int8), np.empty(count, np.int64), np.empty(count, np.float32))
-    _answer_all(rows, traits, items, laws, answers)
+    _answer_all(rows, traits, items(bank), laws(parameters), answers)
     return answers
 
 
