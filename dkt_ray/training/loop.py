@@ -64,7 +64,7 @@ def train(
             checkpoints.
 
     Raises:
-        TrainingError: the loss diverged, memory is short, or no window holds a known answer.
+        TrainingError: the loss diverged, memory is short, a number is not finite, or no window holds a known answer.
         ConfigError: the checkpoint belongs to other settings, or the device lacks the precision.
     """
     assert isinstance(config, SequenceConfig)
