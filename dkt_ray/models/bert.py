@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import NO_ANSWER, SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
+from dkt_ray.models.dropout import Dropout, quicken
 from dkt_ray.models.layers import ANSWERS, RealBatchNorm, RowEmbedding, attend, table
 from dkt_ray.models.network import Inputs, Network, SequenceConfig
 
@@ -104,7 +105,7 @@ class RegressionHead(nn.Module):
         self.hidden = nn.Sequential(
             nn.Linear(width + numbers, width),
             nn.LayerNorm(width),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.ReLU(),
             nn.Linear(width, width),
         )
@@ -169,6 +170,7 @@ def encoder(config: BertConfig) -> Any:
     model = transformers.BertModel(settings, add_pooling_layer=False)
     model.set_attn_implementation(ATTENTION)
     model.set_input_embeddings(None)  # tokens come as vectors
+    quicken(model)
     return model
 
 

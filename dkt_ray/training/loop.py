@@ -24,6 +24,7 @@ from dkt_ray.features.batch import PADDING, UNKNOWN_ID, SequenceBatch
 from dkt_ray.features.collate import batches
 from dkt_ray.metrics import auc
 from dkt_ray.models.base import ModelConfig
+from dkt_ray.models.dropout import chance
 from dkt_ray.models.network import Inputs, Network, SequenceConfig
 from dkt_ray.training.checkpoint import Run, Tally, restore, store
 from dkt_ray.training.feed import Part
@@ -100,7 +101,7 @@ def hide_ids(batch: SequenceBatch, share: float) -> SequenceBatch:
         return batch
 
     def hidden(ids: Tensor) -> Tensor:
-        return torch.where((torch.rand(ids.shape, device=ids.device) < share) & (ids != PADDING), UNKNOWN_ID, ids)
+        return ids.masked_fill(chance(ids.shape, share, ids.device) & (ids != PADDING), UNKNOWN_ID)
 
     return replace(
         batch,

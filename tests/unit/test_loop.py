@@ -229,9 +229,9 @@ def test_a_compiled_forward_pass_changes_no_name(data, tmp_path, monkeypatch):
     calls: list[object] = []
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **how: calls.append(how) or real(model, backend="eager", **how))
-    result = train(data, config(epochs=2, compiled=True), checkpoint=tmp_path / "run")
+    result = train(data, config(epochs=2, dropout=0.0, compiled=True), checkpoint=tmp_path / "run")
     assert calls == [{"dynamic": True}]
-    plain = train(data, config(epochs=2))
+    plain = train(data, config(epochs=2, dropout=0.0))  # compiled dropout draws other numbers
     assert list(weights(result)) == list(weights(plain))
     assert result.curve[-1].loss == pytest.approx(plain.curve[-1].loss, abs=1e-4)
     (tmp_path / "model").mkdir()
