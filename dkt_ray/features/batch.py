@@ -65,12 +65,12 @@ class Encoded:
 class SequenceBatch:
     """Padded tensors for a network: B segments, each with T past rows and M targets that read a prefix of them."""
 
-    past_ids: torch.Tensor  # int64 [B, T, I], 0 = padding
-    past_concepts: torch.Tensor  # int64 [B, T, C], 0 = none
+    past_ids: torch.Tensor  # int32 [B, T, I], 0 = padding
+    past_concepts: torch.Tensor  # int32 [B, T, C], 0 = none
     past_numbers: torch.Tensor  # float32 [B, T, F], standardised
     past_answer: torch.Tensor  # int64 [B, T], NO_ANSWER (padding), WAS_WRONG, WAS_RIGHT, WAS_HIDDEN
-    target_ids: torch.Tensor  # int64 [B, M, I]
-    target_concepts: torch.Tensor  # int64 [B, M, C]
+    target_ids: torch.Tensor  # int32 [B, M, I]
+    target_concepts: torch.Tensor  # int32 [B, M, C]
     target_numbers: torch.Tensor  # float32 [B, M, F], standardised
     visible: torch.Tensor  # int64 [B, M], how many of the segment's past rows the target may read
     correct: torch.Tensor  # float32 [B, M], 1 or 0; -1 where hidden or padding: no loss

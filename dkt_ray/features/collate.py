@@ -179,12 +179,12 @@ def collate(past: FlatRows, targets: FlatRows, parts: Int64, order: torch.Tensor
     position = torch.where(rows == past.padding, _NEVER, past.position[rows])
     visible = torch.searchsorted(position, targets.visible[asked])
     return SequenceBatch(
-        past_ids=past.ids[rows].long(),
-        past_concepts=past.concepts[rows].long(),
+        past_ids=past.ids[rows],
+        past_concepts=past.concepts[rows],
         past_numbers=past.numbers[rows],
         past_answer=past.answer[rows].long(),
-        target_ids=targets.ids[asked].long(),
-        target_concepts=targets.concepts[asked].long(),
+        target_ids=targets.ids[asked],
+        target_concepts=targets.concepts[asked],
         target_numbers=targets.numbers[asked],
         visible=visible,
         correct=targets.correct[asked].float(),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID, SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
+from dkt_ray.models.dropout import Dropout, dropout
 from dkt_ray.models.layers import (
     ANSWERS,
     Block,
@@ -156,7 +157,7 @@ class MonotonicAttention(nn.Module):
         if self.speed is not None:
             scores = scores * fading(scores, allowed, steps, F.softplus(self.speed))
         weights = torch.softmax(scores.masked_fill(~allowed, -math.inf), -1)
-        return F.dropout(weights, self.dropout, self.training and self.dropout > 0)
+        return dropout(weights, self.dropout, self.training)
 
 
 def fading(scores: Tensor, allowed: Tensor, steps: Tensor, speed: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ class Retriever(nn.Module):
         self.attention = MonotonicAttention(config)
         self.feed_forward = FeedForward(D, config.inner, config.dropout)
         self.norm_1, self.norm_2 = nn.LayerNorm(D), nn.LayerNorm(D)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, state: Tensor, earlier: Tensor, known: Tensor, seen: Tensor) -> Tensor:
         """States of targets [B, M, D], which read the first `seen` of K rows, to the same shape."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import NO_ANSWER, SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
+from dkt_ray.models.dropout import Dropout, quicken
 from dkt_ray.models.layers import ANSWERS, RealBatchNorm, RowEmbedding, attend_tokens, places, table
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
@@ -99,7 +100,7 @@ class RegressionHead(nn.Module):
         self.hidden = nn.Sequential(
             nn.Linear(width + numbers, width),
             nn.LayerNorm(width),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.ReLU(),
             nn.Linear(width, width),
         )
@@ -161,6 +162,7 @@ def encoder(config: BertConfig) -> Any:
     model = transformers.BertModel(settings, add_pooling_layer=False)
     model.set_attn_implementation(ATTENTION)
     model.set_input_embeddings(None)  # tokens come as vectors
+    quicken(model)
     return model
 
 

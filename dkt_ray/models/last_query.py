@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
+from dkt_ray.models.dropout import Dropout
 from dkt_ray.models.layers import Attention, Block, FeedForward, Head, attend, join_heads, split_heads, state_at
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
@@ -58,7 +59,7 @@ class OneQuery(nn.Module):
         self.query, self.key_value, self.out = nn.Linear(D, D), nn.Linear(D, 2 * D), nn.Linear(D, D)
         self.feed_forward = FeedForward(D, config.inner, config.dropout)
         self.norm_1, self.norm_2 = nn.LayerNorm(D), nn.LayerNorm(D)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.lstm = nn.LSTM(D, D, L, batch_first=True, dropout=config.dropout if L > 1 else 0.0)
         self.start = nn.Parameter(torch.randn(D) * D**-0.5)
         self.head = Head(2 * D, numbers, D, config.dropout)
@@ -91,7 +92,7 @@ class PlainEncoder(nn.Module):
             Block(Attention(D, config.heads, 0.0), D, config.inner, config.dropout) for _ in range(config.layers)
         )
         self.head = nn.Sequential(
-            nn.Linear(D + numbers, D), nn.LayerNorm(D), nn.Dropout(config.dropout), nn.ReLU(), nn.Linear(D, 1)
+            nn.Linear(D + numbers, D), nn.LayerNorm(D), Dropout(config.dropout), nn.ReLU(), nn.Linear(D, 1)
         )
 
     def forward(self, past: Tensor, target: Tensor, visible: Tensor, numbers: Tensor) -> Tensor:

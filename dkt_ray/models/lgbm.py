@@ -44,16 +44,16 @@ class LightGBMConfig(ModelConfig):
     """Those of `columns` that are split as categories, e.g. question and concept; the others are split by order."""
     monotone: bool = False
     """The probability never falls where a number of the student's own success rises (see `Feature.direction`)."""
-    rounds: int = Field(default=400, gt=0)
+    rounds: int = Field(default=800, gt=0)
     """Most boosting rounds."""
     patience: int = Field(default=50, gt=0)
     """Rounds without a better validation AUC before training stops."""
     report_rounds: int = Field(default=25, gt=0)
     """Rounds between two looks at the validation AUC."""
-    learning_rate: float = Field(default=0.05, gt=0)
-    num_leaves: int = Field(default=31, gt=1)
+    learning_rate: float = Field(default=0.03, gt=0)
+    num_leaves: int = Field(default=63, gt=1)
     min_data_in_leaf: int = Field(default=100, gt=0)
-    feature_fraction: float = Field(default=0.8, gt=0, le=1)
+    feature_fraction: float = Field(default=0.3, gt=0, le=1)
     lambda_l2: float = Field(default=1.0, ge=0)
     max_bin: int = Field(default=127, gt=1, le=255)
     cat_smooth: float = Field(default=100.0, ge=0)

@@ -87,13 +87,14 @@ class Inputs(NamedTuple):
 
     sizes: Mapping[str, int]  # ids per id column and of `concepts`
     scale: Scale
+    names: tuple[str, ...] | None = None  # of the numeric columns
 
     @classmethod
     def of(cls, state: EncoderState) -> Inputs:
         """Taken from a fitted state with a scaler."""
         assert state.mean is not None, "the state has no scaler yet: EncoderState.with_scaler"
         assert state.std is not None
-        return cls(state.sizes, Scale(state.mean, state.std))
+        return cls(state.sizes, Scale(state.mean, state.std), state.number_names)
 
 
 class Network(nn.Module, Model):
@@ -110,6 +111,7 @@ class Network(nn.Module, Model):
         self.config = config
         self.sizes = {name: inputs.sizes[name] for name in _known(config, inputs)}
         self.scale = Scale(*(np.asarray(values, np.float64) for values in inputs.scale))
+        self.fitted_on = inputs.names if config.numbers else None
 
     @abstractmethod
     def forward(self, batch: SequenceBatch) -> Tensor:
@@ -159,6 +161,7 @@ class Network(nn.Module, Model):
         facts = {
             "config": self.config.model_dump(mode="json"),
             "sizes": self.sizes,
+            "names": self.fitted_on,
             "mean": self.scale.mean.tolist(),
             "std": self.scale.std.tolist(),
         }
@@ -171,7 +174,8 @@ class Network(nn.Module, Model):
         """Read back what `save` wrote, ready to score."""
         facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
         scale = Scale(np.array(facts["mean"]), np.array(facts["std"]))
-        network = cls(build(cls.settings, facts["config"]), Inputs(facts["sizes"], scale))
+        names = facts["names"] and tuple(facts["names"])
+        network = cls(build(cls.settings, facts["config"]), Inputs(facts["sizes"], scale, names))
         network.load_state_dict(load_file(folder / "weights.safetensors"))
         return network.eval()
 

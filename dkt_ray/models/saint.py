@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
+from dkt_ray.models.dropout import Dropout
 from dkt_ray.models.layers import Attention, Block, FeedForward, Head, places
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
@@ -87,7 +88,7 @@ class DecoderBlock(nn.Module):
         self.cross = Attention(D, config.heads, config.attention_dropout)
         self.feed_forward = FeedForward(D, config.inner, config.dropout)
         self.norm_1, self.norm_2, self.norm_3 = (nn.LayerNorm(D) for _ in range(3))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, exercises: Tensor, visible: Tensor) -> Tensor:
         """Tokens and the encoder's exercises, both [B, T + M, D], to the same shape."""

@@ -28,12 +28,22 @@ class Part:
 
     @classmethod
     def validation(cls, rows: Rows, network: Network, device: torch.device) -> Part:
-        """Flatten once; every position is a target under the context rule."""
+        """Flatten once; every position is a target under the context rule.
+
+        Raises:
+            TrainingError: a numeric column is not finite.
+        """
+        _check_finite(rows, network, "validation")
         return cls(rows, network.flatten(rows).to(device), segments(rows, rows, network.config.context))
 
     @classmethod
     def training(cls, rows: Rows, network: Network, device: torch.device, epoch: int) -> Part:
-        """Flatten once; the windows are those of the epoch."""
+        """Flatten once; the windows are those of the epoch.
+
+        Raises:
+            TrainingError: a numeric column is not finite, or no window holds a known answer.
+        """
+        _check_finite(rows, network, "training")
         return cls(rows, network.flatten(rows).to(device), np.empty((0, 4), np.int64)).redrawn(network.config, epoch)
 
     def redrawn(self, config: SequenceConfig, epoch: int) -> Part:
@@ -55,3 +65,22 @@ class Part:
         """The batches of the given steps, in order."""
         for parts in steps:
             yield collate(self.flat, self.flat, parts, self.order)
+
+
+def _check_finite(rows: Rows, network: Network, which: str) -> None:
+    """Name the numeric columns that would make every loss NaN.
+
+    Raises:
+        TrainingError: there are some.
+    """
+    if not (network.numbers and rows.rows):
+        return
+    extremes = np.stack([rows.numbers.min(0), rows.numbers.max(0)])  # NaN is passed on
+    wrong = np.flatnonzero(~np.isfinite(extremes).all(0))
+    if len(wrong):
+        names = network.fitted_on or tuple(f"number {column}" for column in range(network.numbers))
+        found = [f"{names[column]} in {np.sum(~np.isfinite(rows.numbers[:, column]))}" for column in wrong]
+        raise TrainingError(
+            f"numeric columns hold NaN or infinity: {', '.join(found)} of {rows.rows} {which} rows; leave their groups "
+            "out (encoder.features of dkt prepare), or set numbers: false to read ids and answers only"
+        )

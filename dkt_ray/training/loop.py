@@ -24,6 +24,7 @@ from dkt_ray.features.batch import PADDING, UNKNOWN_ID, SequenceBatch
 from dkt_ray.features.collate import batches
 from dkt_ray.metrics import auc
 from dkt_ray.models.base import ModelConfig
+from dkt_ray.models.dropout import chance
 from dkt_ray.models.network import Inputs, Network, SequenceConfig
 from dkt_ray.training.checkpoint import Run, Tally, restore, store
 from dkt_ray.training.feed import Part
@@ -64,7 +65,7 @@ def train(
             checkpoints.
 
     Raises:
-        TrainingError: the loss diverged, memory is short, or no window holds a known answer.
+        TrainingError: the loss diverged, memory is short, a number is not finite, or no window holds a known answer.
         ConfigError: the checkpoint belongs to other settings, or the device lacks the precision.
     """
     assert isinstance(config, SequenceConfig)
@@ -100,7 +101,7 @@ def hide_ids(batch: SequenceBatch, share: float) -> SequenceBatch:
         return batch
 
     def hidden(ids: Tensor) -> Tensor:
-        return torch.where((torch.rand(ids.shape, device=ids.device) < share) & (ids != PADDING), UNKNOWN_ID, ids)
+        return ids.masked_fill(chance(ids.shape, share, ids.device) & (ids != PADDING), UNKNOWN_ID)
 
     return replace(
         batch,

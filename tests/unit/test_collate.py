@@ -105,7 +105,9 @@ def test_the_gather_puts_rows_answers_and_padding_in_place():
     assert NO_ANSWER == 0
     dtypes = {name: tensor.dtype for name, tensor in vars(batch).items()}
     floats = {"past_numbers", "target_numbers", "correct"}
-    assert dtypes == {name: torch.float32 if name in floats else torch.int64 for name in dtypes}
+    ids = {"past_ids", "past_concepts", "target_ids", "target_concepts"}
+    expected = dict.fromkeys(floats, torch.float32) | dict.fromkeys(ids, torch.int32)
+    assert dtypes == {name: expected.get(name, torch.int64) for name in dtypes}
 
 
 def test_visible_counts_from_the_first_row_of_the_segment():

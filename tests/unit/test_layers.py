@@ -28,7 +28,9 @@ SHELL = {
 }
 SHARED_BY_MODELS = {
     "dkt_ray.models.base",
+    "dkt_ray.models.dropout",
     "dkt_ray.models.layers",
+    "dkt_ray.models.lookup",
     "dkt_ray.models.network",
     "dkt_ray.models.optimization",
     "dkt_ray.models.catalog",

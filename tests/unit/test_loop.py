@@ -1,4 +1,4 @@
-"""The training loop: schedule, unknown ids, early stopping, exact resume, a clear end when the loss diverges."""
+"""The training loop: schedule, unknown ids, early stopping, exact resume."""
 
 from __future__ import annotations
 
@@ -229,9 +229,9 @@ def test_a_compiled_forward_pass_changes_no_name(data, tmp_path, monkeypatch):
     calls: list[object] = []
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **how: calls.append(how) or real(model, backend="eager", **how))
-    result = train(data, config(epochs=2, compiled=True), checkpoint=tmp_path / "run")
+    result = train(data, config(epochs=2, dropout=0.0, compiled=True), checkpoint=tmp_path / "run")
     assert calls == [{"dynamic": True}]
-    plain = train(data, config(epochs=2))
+    plain = train(data, config(epochs=2, dropout=0.0))  # compiled dropout draws other numbers
     assert list(weights(result)) == list(weights(plain))
     assert result.curve[-1].loss == pytest.approx(plain.curve[-1].loss, abs=1e-4)
     (tmp_path / "model").mkdir()
@@ -308,22 +308,10 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path):
     assert all(torch.equal(weights(second)[name], tensor) for name, tensor in weights(first).items())
 
 
-def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
-    train(data, config(epochs=1), checkpoint=tmp_path)
-    with pytest.raises(ConfigError, match=r"learning_rate 0\.003 there, 0\.1 here"):
-        train(data, config(epochs=1, learning_rate=0.1), checkpoint=tmp_path)
-
-
 @pytest.mark.parametrize("name", ["school", "previous_correct"])
 def test_a_column_that_cannot_be_embedded_is_named(data, name):
     with pytest.raises(ConfigError, match=f"embeddings names '{name}'; a network may embed head, hour, lag"):
         train(data, config(embeddings={name: 4}))
-
-
-def test_a_diverging_loss_ends_with_step_and_remedy(data):
-    broken = dataclasses.replace(data.train, numbers=np.full_like(data.train.numbers, np.nan))
-    with pytest.raises(TrainingError, match=r"loss is nan and .* at step 1 of epoch 1 .*learning_rate \(now 0\.003\)"):
-        train(TrainingData(broken, None, data.state), config(epochs=1))
 
 
 def test_training_leaves_the_callers_generator_alone(data):
