@@ -16,6 +16,7 @@ from dkt_ray.data.history import Histories, Int8, Int64, ranges
 from dkt_ray.data.splits import TEST
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.encoder import encode
+from dkt_ray.features.mapped import blank
 from dkt_ray.features.state import EncoderState
 
 CHUNK_ROWS: Final = 1 << 16  # encoded at one time; no result depends on it
@@ -73,7 +74,7 @@ def _allocate(histories: Histories, like: Rows) -> Rows:
     """Rows of the given histories to be filled, with the columns of other ones."""
 
     def empty(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.empty((histories.rows, *column.shape[1:]), column.dtype)
+        return blank((histories.rows, *column.shape[1:]), column.dtype)
 
     return Rows(
         histories.offsets,

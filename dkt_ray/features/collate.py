@@ -20,6 +20,7 @@ import torch
 from dkt_ray.data.history import Int64
 from dkt_ray.data.windows import Interactions, Windows, context_blocks, sizes_of_tests
 from dkt_ray.features.batch import NO_ANSWER, WAS_HIDDEN, WAS_RIGHT, WAS_WRONG, Rows, SequenceBatch
+from dkt_ray.features.mapped import blank
 from dkt_ray.schema import UNKNOWN
 
 CLIP: Final = 10.0  # standard deviations: a wild number must not drown the rest
@@ -37,11 +38,12 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FlatRows:
-    """Rows as tensors, with one padding row at index N."""
+    """Rows as tensors, with one padding row at index N (of the numbers: none, they are the rows' own array)."""
 
     ids: torch.Tensor  # int32 [N + 1, I]
     concepts: torch.Tensor  # int32 [N + 1, C]
-    numbers: torch.Tensor  # float32 [N + 1, F], standardised
+    numbers: torch.Tensor  # float32 [N, F], one row at least
+    scale: torch.Tensor  # float32 [2, F], mean and standard deviation of the numbers
     answer: torch.Tensor  # int8 [N + 1]
     correct: torch.Tensor  # int8 [N + 1]
     position: torch.Tensor  # int32 [N + 1]
@@ -58,19 +60,23 @@ class FlatRows:
 
 
 def flatten(rows: Rows, columns: Sequence[str], scale: Scale | None) -> FlatRows:
-    """Make the tensors that `collate` gathers from; numbers are standardised and clipped here, once.
+    """Make the tensors that `collate` gathers from; numbers, most of a row, are not copied.
 
     Args:
         rows: N encoded rows.
         columns: the id columns to read, in this order.
         scale: of the numeric columns; None: leave them out.
     """
-    ids = np.stack([rows.ids[name] for name in columns], axis=1) if columns else np.empty((rows.rows, 0), np.int32)
+    ids = blank((rows.rows + 1, len(columns)), np.int32)
+    for place, name in enumerate(columns):
+        ids[:-1, place] = rows.ids[name]
+    ids[-1] = 0
     used = max(1, int((rows.concepts != 0).any(0).sum())) if rows.concepts.shape[1] else 0
     return FlatRows(
-        _padded(ids, 0),
+        torch.from_numpy(ids),
         _padded(rows.concepts[:, :used], 0),
-        _padded(_standardised(rows, scale), 0),
+        _numbers(rows, scale),
+        torch.tensor(np.array(scale if scale is not None else ((), ()), np.float32)),
         _padded(_ANSWER[rows.correct], NO_ANSWER),
         _padded(rows.correct, UNKNOWN),
         _padded(rows.position, 0),
@@ -181,28 +187,38 @@ def collate(past: FlatRows, targets: FlatRows, parts: Int64, order: torch.Tensor
     return SequenceBatch(
         past_ids=past.ids[rows],
         past_concepts=past.concepts[rows],
-        past_numbers=past.numbers[rows],
+        past_numbers=_standardised(past, rows),
         past_answer=past.answer[rows].long(),
         target_ids=targets.ids[asked],
         target_concepts=targets.concepts[asked],
-        target_numbers=targets.numbers[asked],
+        target_numbers=_standardised(targets, asked),
         visible=visible,
         correct=targets.correct[asked].float(),
         rows=torch.where(asked == targets.padding, -1, asked),
     )
 
 
-def _standardised(rows: Rows, scale: Scale | None) -> npt.NDArray[np.float32]:
-    if scale is None:
-        return np.empty((rows.rows, 0), np.float32)
-    numbers = rows.numbers - scale.mean.astype(np.float32)
-    numbers /= scale.std.astype(np.float32)
-    return np.clip(numbers, -CLIP, CLIP, out=numbers)
+def _numbers(rows: Rows, scale: Scale | None) -> torch.Tensor:
+    if scale is None or not rows.rows:
+        return torch.zeros(1, 0 if scale is None else len(scale.mean))
+    numbers = rows.numbers
+    if not numbers.flags.writeable:  # rows from Ray's store, and torch takes no array that it may not write to
+        numbers = blank(numbers.shape, numbers.dtype)
+        numbers[:] = rows.numbers
+    return torch.from_numpy(numbers)
+
+
+def _standardised(flat: FlatRows, rows: torch.Tensor) -> torch.Tensor:
+    """The numbers of the given rows, [B, L] to [B, L, F], standardised and clipped; 0 at padding."""
+    mean, std = flat.scale
+    found = flat.numbers.index_select(0, rows.flatten().clamp(max=len(flat.numbers) - 1)).view(*rows.shape, len(mean))
+    return found.sub_(mean).div_(std).clamp_(-CLIP, CLIP).mul_((rows != flat.padding)[..., None])
 
 
 def _padded(column: npt.NDArray[np.generic], padding: float) -> torch.Tensor:
-    out = np.full((len(column) + 1, *column.shape[1:]), padding, column.dtype)
+    out = blank((len(column) + 1, *column.shape[1:]), column.dtype)
     out[:-1] = column
+    out[-1] = padding
     return torch.from_numpy(out)
 
 

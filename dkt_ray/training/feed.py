@@ -1,4 +1,4 @@
-"""Rows of some users, ready for batches, and the batches of an epoch, the next one made while one is used."""
+"""Rows of some users, ready for batches, and the batches of an epoch."""
 
 from __future__ import annotations
 

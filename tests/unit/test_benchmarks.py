@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks import core, data_plane, encode_latency, evaluate, process_tree
+from benchmarks import core, data_plane, encode_latency, evaluate, process_tree, train_memory
 from benchmarks.core import COLUMNS, STRATEGIES, Made
 from dkt_ray.errors import DktError
 from dkt_ray.features.restated import AGGREGATES, ROW_FEATURES
@@ -124,3 +124,11 @@ def test_what_a_process_and_its_children_wrote_is_counted(tmp_path):
     *_, told = (int(line.split()[1]) for line in ran.stdout.splitlines() if line.startswith("write_bytes"))
     assert ran.written >= told
     assert told == 0 or told >= 16_000_000, "0: the folder is not on a disk"
+
+
+def test_memory_that_a_process_holds_by_itself_is_counted():
+    before = train_memory.held()
+    block = np.ones(64 << 20, np.uint8)
+    assert 60 < train_memory.held() - before < 80
+    del block
+    assert train_memory.held() - before < 20
