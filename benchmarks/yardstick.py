@@ -31,6 +31,7 @@ from dkt_ray.data.simulation.plan import draw_cohort
 Floats = npt.NDArray[np.float64]
 
 DIFFICULTY_SPREAD: Final = 1.4  # of questions of one kind: question, test and concept, and a little more for the rest
+READY: Final = 0.7  # mean factor of the gain by a prerequisite
 BLIND: Final = {"response_time": {"spread": 1e3, "haste_spread": 1e3}}  # as likely whatever the seconds
 
 
@@ -57,14 +58,18 @@ def measure(simulation: Simulation, users: int, particles: int) -> dict[str, Any
     bank, parameters = simulation.bank, simulation.config.parameters
     questions = learned(simulation, ~np.isin(simulation.user, chosen))
     blind = build(Parameters, {**parameters.model_dump(), **BLIND})
-    no_order = dataclasses.replace(bank, prerequisite=np.full_like(bank.prerequisite, NONE))
+    alone = np.full_like(bank.prerequisite, NONE)
+    slower = {"student": {**parameters.student.model_dump(), "gain": READY * parameters.student.gain}}
+    no_order = build(Parameters, {**parameters.model_dump(), **slower})
+    neither = build(Parameters, {**blind.model_dump(), **slower})
     parts = {
         "filter": (bank, parameters),
         "twice_the_particles": (bank, parameters),
         "no_seconds": (bank, blind),
-        "no_prerequisites": (no_order, parameters),
+        "no_prerequisites": (dataclasses.replace(bank, prerequisite=alone), no_order),
         "learned": (questions, parameters),
         "learned_no_seconds": (questions, blind),
+        "learned_neither": (dataclasses.replace(questions, prerequisite=alone), neither),
     }
     found: dict[str, Any] = {"users": users, "rows": len(rows), "particles": particles}
     found["oracle"] = _auc(y, simulation.probability[rows].astype(np.float64))
