@@ -117,7 +117,7 @@ def test_weights_and_report(weighed: tuple[Path, dict[str, Any]]) -> None:
 def test_a_report_is_reused_until_a_setting_changes(reported: Store, tuned: Path) -> None:
     truth = f"{tuned}/sim/truth.parquet"
     before = reported.read_json("runs/default/report.json")
-    assert run(reported, truth=truth)["reused"]
+    assert run(reported, truth=truth, **YARDSTICK)["reused"]
     assert reported.read_json("runs/default/report.json") == before
     found = run(reported, method="tuned", ratio={"lightgbm": 3, "lstm_attention": 1})
     assert not found["reused"]

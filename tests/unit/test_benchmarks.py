@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks import core, data_plane, encode_latency, evaluate, process_tree, train_memory
+from benchmarks import core, data_plane, encode_latency, evaluate, process_tree, train_memory, yardstick
 from benchmarks.core import COLUMNS, STRATEGIES, Made
+from dkt_ray.data.simulate import SimulateConfig, simulate
 from dkt_ray.errors import DktError
 from dkt_ray.features.restated import AGGREGATES, ROW_FEATURES
 
@@ -90,6 +91,26 @@ def test_one_pass_equals_each_position_alone(capsys):
     assert figures["max_abs_diff"] <= evaluate.TOLERANCE
     assert figures["positions_alone"] == 500
     assert figures["speedup"] > 0
+
+
+def test_what_the_filter_knows_is_worth_something(capsys):
+    yardstick.main(["--quick"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["learned_no_seconds"] < figures["filter"] < figures["oracle"]
+    assert abs(figures["twice_the_particles"] - figures["filter"]) < 0.003
+
+
+def test_questions_are_learned_from_the_answers_to_them():
+    simulation = simulate(SimulateConfig(users=300, bank_fraction=0.05))
+    everybody = np.ones(simulation.rows, bool)
+    bank, nobody = simulation.bank, yardstick.learned(simulation, ~everybody)
+    learned = yardstick.learned(simulation, everybody)
+
+    def error(other, name):
+        return np.sqrt(np.mean((getattr(other, name) - getattr(bank, name)) ** 2))
+
+    for name, share in {"difficulty": 0.5, "guess": 0.95, "discrimination": 0.9}.items():
+        assert error(learned, name) < share * error(nobody, name), name
 
 
 def test_the_last_line_has_every_figure_that_is_asked_for(monkeypatch, capsys):
