@@ -237,11 +237,10 @@ class Akt(Network):
             state = layer(state, earlier, known, batch.visible + 1)
         return self.head(torch.cat([state, target], -1), batch.target_numbers)
 
-    def penalty(self, batch: SequenceBatch) -> Tensor:
-        """Mean squared difficulty of the targets' questions, weighed by `question_l2`."""
-        real = batch.rows >= 0
-        squares = self.difficulties(batch.target_ids).squeeze(-1).square() * real
-        return self.config.question_l2 * squares.sum() / real.sum().clamp(min=1)
+    def penalty(self, batch: SequenceBatch, counts: Tensor) -> Tensor:
+        """Mean squared difficulty of the questions of the targets that count, [B, M], weighed by `question_l2`."""
+        squares = self.difficulties(batch.target_ids).squeeze(-1).square() * counts
+        return self.config.question_l2 * squares.sum() / counts.sum().clamp(min=1)
 
     def difficulties(self, ids: Tensor) -> Tensor:
         """mu of the questions among ids [B, T, I], [B, T, 1]."""

@@ -117,8 +117,8 @@ class Network(nn.Module, Model):
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits of a right answer, [B, M] (of no meaning at padding)."""
 
-    def penalty(self, batch: SequenceBatch) -> Tensor:
-        """What training adds to its objective; a mean over the targets, as the objective is."""
+    def penalty(self, batch: SequenceBatch, counts: Tensor) -> Tensor:
+        """What training adds to its objective: a mean over the same targets, those where `counts`, [B, M]."""
         return batch.correct.new_zeros(())
 
     @property
@@ -171,8 +171,17 @@ class Network(nn.Module, Model):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read back what `save` wrote, ready to score."""
+        """Read back what `save` wrote, ready to score.
+
+        Raises:
+            ConfigError: an earlier version wrote it, without the names of the numeric columns.
+        """
         facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        if "names" not in facts:
+            raise ConfigError(
+                f"network.json of the saved {cls.__name__} has no `names`: an earlier version of dkt-ray wrote it, which "
+                "did not keep the numeric columns that a network was fitted on; train the model again"
+            )
         scale = Scale(np.array(facts["mean"]), np.array(facts["std"]))
         names = facts["names"] and tuple(facts["names"])
         network = cls(build(cls.settings, facts["config"]), Inputs(facts["sizes"], scale, names))

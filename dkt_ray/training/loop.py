@@ -145,9 +145,10 @@ def _step(run: Run, forward: Forward, batch: SequenceBatch, rate: float, team: T
     run.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch.correct.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         logits = forward(batch)
-    answers = chosen(batch.correct, config.last).sum()
+    counts = chosen(batch.correct, config.last)
+    answers = counts.sum()
     everywhere = team.total(answers.clone())
-    loss = objective(logits, batch.correct, config) + run.network.penalty(batch)
+    loss = objective(logits, batch.correct, config) + run.network.penalty(batch, counts)
     loss = loss * (answers / everywhere.clamp(min=1))  # this worker's part of it
     loss.backward()  # type: ignore[no-untyped-call]
     team.sum_gradients(run.network.parameters())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -104,15 +103,14 @@ def test_a_question_and_an_answer_are_points_on_the_lines_of_their_concepts() ->
     assert not wrong[2].any()
 
 
-def test_the_penalty_is_the_mean_square_of_the_difficulties_of_real_targets() -> None:
+def test_the_penalty_is_the_mean_square_of_the_difficulties_of_targets_that_count() -> None:
     akt, batch = small_network(Akt, question_l2=0.5), random_batch(T, VISIBLE)
     with torch.no_grad():
         akt.rasch.difficulty.weight.copy_(torch.arange(9.0)[:, None])
-    rows = batch.rows.clone()
-    rows[0, 1] = -1
-    real = batch.target_ids[..., 0][rows >= 0].float()
-    penalty = akt.penalty(replace(batch, rows=rows))
-    assert penalty.item() == pytest.approx(0.5 * real.square().mean().item())
+    counts = torch.tensor([[True, False, True], [False, False, True]])
+    penalty = akt.penalty(batch, counts)
+    assert penalty.item() == pytest.approx(0.5 * batch.target_ids[..., 0][counts].float().square().mean().item())
+    assert akt.penalty(batch, counts & False).item() == 0
     penalty.backward()
     assert akt.rasch.difficulty.weight.grad.any()
 
@@ -132,7 +130,7 @@ def test_without_questions_there_are_no_difficulties() -> None:
     akt = Akt(config, Inputs({"test": 9, "concepts": 9}, Scale(*torch.ones(2, 5).numpy())))
     batch = random_batch(T, VISIBLE)
     assert not akt.difficulties(batch.past_ids).any()
-    assert not akt.penalty(batch)
+    assert not akt.penalty(batch, batch.rows >= 0)
 
 
 @pytest.mark.parametrize("numbers", [True, False])

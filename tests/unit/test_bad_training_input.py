@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_features_that_a_saved_model_does_not_know_are_refused_with_both_lists(d
             again.check(others)
         assert ", ".join(names) in str(refused.value)
         assert ", ".join(others) in str(refused.value)
+
+
+def test_a_network_of_a_version_that_kept_no_feature_names_is_refused_with_the_remedy(data, tmp_path):
+    train(data).model.save(tmp_path)
+    facts = json.loads((tmp_path / "network.json").read_text())
+    del facts["names"]
+    (tmp_path / "network.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"the saved Lstm has no `names`: an earlier version .*train the model again"):
+        Lstm.load(tmp_path)
 
 
 def test_a_model_without_numbers_takes_any_numeric_features(data, tmp_path):

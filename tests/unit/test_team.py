@@ -28,14 +28,20 @@ def train(family: str, team: Team, **changes: Any) -> FitResult:
 
 
 # a batch of 16 rows holds one segment: the second worker has none of its own
-CASES = {"plain": {}, "last": {"last": 2}, "averaged": {"averaging": 0.9}, "idle": {"batch_rows": 16, "epochs": 1}}
+CASES = {
+    "plain": ("lstm_attention", {}),
+    "last": ("lstm_attention", {"last": 2}),
+    "averaged": ("lstm_attention", {"averaging": 0.9}),
+    "idle": ("lstm_attention", {"batch_rows": 16, "epochs": 1}),
+    "penalty": ("akt", {"last": 1, "question_l2": 30.0, "embedding_rate": 1.0, "context": 24, "learning_rate": 0.02}),
+}
 
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        results = {name: train("lstm_attention", Team.here(), **changes) for name, changes in CASES.items()}
+        results = {name: train(family, Team.here(), **changes) for name, (family, changes) in CASES.items()}
         found = {name: (result.curve, result.model.state_dict()) for name, result in results.items()}
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
@@ -53,7 +59,8 @@ def together() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_equal_one(case, together):
     (first, mine), (second, theirs) = (found[case] for found in together)
-    alone = train("lstm_attention", ALONE, **CASES[case])
+    family, changes = CASES[case]
+    alone = train(family, ALONE, **changes)
     assert [p[:3] for p in first] == [p[:3] for p in second]
     for shared, single in zip(first, alone.curve, strict=True):
         assert shared.loss == pytest.approx(single.loss, abs=1e-5)
