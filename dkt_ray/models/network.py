@@ -179,8 +179,8 @@ class Network(nn.Module, Model):
         facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
         if "names" not in facts:
             raise ConfigError(
-                f"network.json of the saved {cls.__name__} has no `names`: an earlier version of dkt-ray wrote it, which "
-                "did not keep the numeric columns that a network was fitted on; train the model again"
+                f"network.json of the saved {cls.__name__} has no `names`: an earlier version of dkt-ray wrote it, and "
+                "did not keep the names of the numeric columns; train the model again"
             )
         scale = Scale(np.array(facts["mean"]), np.array(facts["std"]))
         names = facts["names"] and tuple(facts["names"])

@@ -71,7 +71,7 @@ class EnsembleConfig(Config):
     truth: str | None = None
     """The simulator's truth.parquet (true probabilities): the oracle of the report."""
     yardstick: int = Field(default=0, ge=0)
-    """With truth: students whose answers a particle filter that knows the simulator foresees; 300 say enough."""
+    """With truth: students whose answers a filter that knows the simulator foresees; 300 say enough, 0: none."""
     particles: int = Field(default=PARTICLES, ge=1)
     """Of that filter; twice as many should change its AUROC by less than 0.001."""
     samples: int = Field(default=200, ge=1)

@@ -52,7 +52,7 @@ class EvaluateConfig(Config):
     store: str = "data/store"
     """A folder or s3://bucket/prefix."""
     dataset: str = "default"
-    """The dataset whose test users are scored."""
+    """The dataset that the run was made of; with final=true, its test users are scored."""
     run: str = "default"
     """The run whose report is printed, or whose members are scored."""
     bundle: str | None = None
@@ -68,7 +68,7 @@ class EvaluateConfig(Config):
     truth: str | None = None
     """The simulator's truth.parquet (true probabilities): the oracle of the report."""
     yardstick: int = Field(default=0, ge=0)
-    """With truth: students whose answers a particle filter that knows the simulator foresees; 300 say enough."""
+    """With truth: students whose answers a filter that knows the simulator foresees; 300 say enough, 0: none."""
     particles: int = Field(default=PARTICLES, ge=1)
     """Of that filter; twice as many should change its AUROC by less than 0.001."""
     samples: int = Field(default=200, ge=1)
@@ -123,6 +123,11 @@ def _validated(config: EvaluateConfig, store: Store, folder: Store) -> dict[str,
             raise NotFoundError(
                 f"nothing to evaluate in {folder.url}; make models with dkt train, or with dkt tune and dkt ensemble, "
                 f"--set run={config.run}"
+            )
+        if config.peers or _simulator(config) is not None:
+            raise ConfigError(
+                f"run {config.run} has the report of dkt ensemble, which is printed as it is: give truth and yardstick "
+                "to dkt ensemble, or add final=true; peers stand beside models of dkt train and in final reports"
             )
         return report
     dataset = Dataset.open(store, config.dataset)

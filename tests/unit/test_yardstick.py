@@ -104,6 +104,15 @@ def test_data_that_nobody_simulated_have_no_yardstick(config):
     assert oracle(None, manifest(), None) == {}
 
 
+@pytest.mark.parametrize(
+    "asked", [{"truth": "t.parquet", "yardstick": 9}, {"truth": "t.parquet"}, {"peers": {"theirs": "p.parquet"}}]
+)
+def test_a_report_that_is_only_printed_takes_nothing_new(tmp_path, asked):
+    open_store(tmp_path).write_json("runs/default/report.json", {})  # as dkt ensemble leaves one
+    with pytest.raises(ConfigError, match=r"printed as it is: give truth and yardstick to dkt ensemble, or .*final=tr"):
+        evaluate.run(build(evaluate.EvaluateConfig, {"store": f"{tmp_path}"} | asked))
+
+
 def test_times_of_submission_that_pass_for_times_of_showing_are_refused(world):
     simulator = Simulator(f"{world[1]}/truth.parquet", users=5)
     simulator.check(manifest())
