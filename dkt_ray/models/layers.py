@@ -39,7 +39,8 @@ class RowEmbedding(nn.Module):
 
     def forward(self, ids: Tensor, concepts: Tensor) -> Tensor:
         """Embed ids [B, T, I] and concepts [B, T, C] into [B, T, width]."""
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        # it copies the tables, which pays with a backward pass only: one request would wait for a million questions
+        if torch.is_grad_enabled() and ids.device.type == "cpu" and not torch.compiler.is_compiling():
             weights = [*(each for table in self.tables.values() for each in table.parameters()), self.concepts.weight]
             return look_up(weights, ids.int(), concepts.int())
         parts = [table(column) for table, column in zip(self.tables.values(), ids.unbind(-1), strict=True)]

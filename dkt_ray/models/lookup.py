@@ -1,4 +1,4 @@
-"""The embeddings of rows in one pass over them, forward and backward, on a CPU.
+"""The embeddings of rows in one pass over them, forward and backward, for training on a CPU.
 
 One kernel per table and a copy to put their results side by side cost a network on a CPU as much as its first layer.
 

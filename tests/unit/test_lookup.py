@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dkt_ray.models import layers
 from dkt_ray.models.layers import RowEmbedding, mean_embedding
 from dkt_ray.models.lookup import look_up
 
@@ -65,6 +66,13 @@ def test_an_id_that_a_table_does_not_have_is_an_error(embed, rows, wrong, part):
     (ids, concepts)[part][3, 7, 1] = wrong + 2 * part if wrong == 9 else wrong  # 9 tests, 11 concepts
     with pytest.raises(IndexError, match="an id that the network's tables do not have"):
         embed(ids, concepts)
+
+
+def test_scoring_copies_no_table(embed, rows, monkeypatch):
+    expected = embed(*rows)
+    monkeypatch.setattr(layers, "look_up", None)
+    with torch.inference_mode():
+        torch.testing.assert_close(embed(*rows), expected)
 
 
 def test_it_is_traced_around(embed, rows):
