@@ -29,7 +29,7 @@ every_switch = pytest.mark.parametrize("switches", SWITCHES)
 
 @pytest.fixture(scope="session")
 def worlds() -> dict[str, w.World]:
-    histories = w.students(240, seed=3)
+    histories = w.students(120, seed=3)
     return {name: w.World.of(histories, config) for name, config in SWITCHES.items()}
 
 
@@ -169,7 +169,7 @@ def test_it_beats_the_counting_model(family, simulated):
 @pytest.fixture(scope="session")
 def shuffled() -> TrainingData:
     """Students whose answers say nothing."""
-    rng, students = np.random.default_rng(9), w.students(1200, seed=8)
+    rng, students = np.random.default_rng(9), w.students(600, seed=8)
     return w.World.of(replace(students, correct=rng.permutation(students.correct))).data
 
 
