@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,7 +31,7 @@ from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines import figures, trained
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Kind, Settings, make_report, measure_in_turn
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
-from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
+from dkt_ray.pipelines.yardstick import FILTER, ORACLE, Simulator, oracle, yardstick
 from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import resolve
 from dkt_ray.registry.store import Registry
@@ -131,7 +131,8 @@ def _validated(config: EvaluateConfig, store: Store, folder: Store) -> dict[str,
             )
         return report
     dataset = Dataset.open(store, config.dataset)
-    return trained.report(folder, dataset, names, config.run, _settings(config), _peers(config), _simulator(config))
+    peers = _peers(config, names)
+    return trained.report(folder, dataset, names, config.run, _settings(config), peers, _simulator(config))
 
 
 def _trained(config: EvaluateConfig, folder: Store) -> tuple[str, ...]:
@@ -148,7 +149,15 @@ def _trained(config: EvaluateConfig, folder: Store) -> tuple[str, ...]:
     return config.members or there
 
 
-def _peers(config: EvaluateConfig) -> dict[str, Scored]:
+def _peers(config: EvaluateConfig, models: Iterable[str]) -> dict[str, Scored]:
+    """Scores from elsewhere, by a name that no line of the report has.
+
+    Raises:
+        ConfigError: a name that one has.
+    """
+    taken = {*models, *BASELINES, "ensemble", ORACLE, FILTER}
+    if clash := sorted(taken & config.peers.keys()):
+        raise ConfigError(f"peers names {', '.join(clash)}, as the report names a line of its own; choose another name")
     tables = {name: open_object(path) for name, path in config.peers.items()}
     return {name: Scored.from_table(store.read_table(key), f"peers.{name}") for name, (store, key) in tables.items()}
 
@@ -168,7 +177,7 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         raise ConfigError(f"dataset {config.dataset!r} has no test users; prepare it with data.test_fraction above 0")
     train = dataset.load()
     fitted = _fitted(config, store, dataset, folder, set(train.users))
-    peers = _peers(config)
+    peers = _peers(config, fitted.members)
     simulator = _simulator(config)
     if simulator is not None:
         figures.truth_version(simulator.truth)  # it is there

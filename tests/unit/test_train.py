@@ -156,6 +156,9 @@ def test_the_models_of_a_run_are_compared_and_averaged(compared, tmp_path):
     open_store(tmp_path).write_table("short.parquet", table.slice(5))
     with pytest.raises(ConfigError, match=r"peers\.theirs: 5 of \d+ scored rows are not in it"):
         judge(compared, run="two", peers={"theirs": str(tmp_path / "short.parquet")})
+    for taken in ("lightgbm", "ensemble", "counting", "oracle", "filter"):
+        with pytest.raises(ConfigError, match=f"peers names {taken}, as the report names a line of its own"):
+            judge(compared, run="two", peers={taken: str(tmp_path / "peer.parquet")})
     with pytest.raises(NotFoundError, match="members names bert; run two has models lightgbm, lstm_attention"):
         judge(compared, run="two", members=["bert"])
 
