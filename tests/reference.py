@@ -30,7 +30,7 @@ def features(row: Row, past: list[Row], rate: float, submitted: bool) -> dict[st
     slow = _Slow(row, past, rate, submitted, now)
     parts = (
         slow.fitted(), slow.records(), slow.distances(), slow.recent(), slow.windows(), slow.times(), slow.sessions(),
-        slow.passes(), slow.aggregates(), slow.elo(), slow.similar(),
+        slow.passes(), slow.aggregates(), slow.repeats(), slow.elo(), slow.similar(),
     )  # fmt: skip
     return {name: value for part in parts for name, value in part.items()}
 
@@ -248,6 +248,31 @@ class _Slow:
             **{f"day_cycle_recent_{n}_log_odds": self.odds(today[-n:]) for n in (10, 30, 50, 100)},
             "day_cycle_gap": log_seconds(mean(gaps(today))),
             "day_cycle_time": log_seconds(today[-1]["time"] - today[0]["time"] if today else 0),
+        }
+
+    def repeats(self) -> dict[str, float]:
+        """A row is repeated by the next one to the same question; `far` is how many rows lie from one to the other."""
+        last: dict[str, Row] = {}
+        alike: list[bool] = []
+        far: list[int] = []
+        for row in [*self.past, self.row | {"place": len(self.past), "correct": -1}]:
+            before = last.get(row["question"])
+            far.append(row["place"] - before["place"] if before else 0)
+            if before and row["correct"] != -1 != before["correct"]:
+                alike.append(row["correct"] == before["correct"])
+            last[row["question"]] = row
+        streak = next((n for n, same in enumerate(reversed(alike)) if not same), len(alike))
+        ordered = next((n for n, each in enumerate(reversed(far)) if each != far[-1]), len(far)) - 1 if far[-1] else 0
+        answer = self.question[-1]["correct"] if self.question else -1
+        sign = {1: 1, 0: -1, -1: 0}[answer]
+        return {
+            "repeat_count": math.log(1 + len(alike)),
+            "repeat_rate": mean([float(same) for same in alike]),
+            "repeat_recent_rate": mean([float(same) for same in alike[-10:]]),
+            "repeat_streak": math.log(1 + streak),
+            "repeat_vote": sign * math.log(1 + streak),
+            "replay_rows": math.log(1 + ordered),
+            "replay_vote": sign * math.log(1 + ordered),
         }
 
     def elo(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dkt_ray.data.history import Int8, Int32, Int64
-from dkt_ray.features import cycles, kernels
+from dkt_ray.features import cycles, kernels, repeats
 from dkt_ray.features.kernels import BY_KEY, DAY_MS, MICRO, NEVER
 
 Floats = npt.NDArray[np.float64]
@@ -207,6 +207,20 @@ def _recent_in_cycle(past: Past, out: Floats) -> None:
     )
 
 
+def _repeats(past: Past, out: Floats) -> None:
+    repeats.repeats(
+        past.keys["question"][:, 0],
+        past.correct,
+        past.offsets,
+        past.query_keys["question"][:, 0],
+        past.query_visible,
+        past.query_offsets,
+        past.order,
+        past.sizes["question"],
+        out,
+    )
+
+
 def _elo(past: Past, out: Floats) -> None:
     easiness = past.fitted[:, FITTED.index("easiness")]
     kernels.elo(
@@ -271,6 +285,7 @@ SOURCES: Final = (
     Source(
         "day_recent", tuple(f"{n}_{what}" for n in RECENT_IN_CYCLE for what in ("graded", "right")), _recent_in_cycle
     ),
+    Source("repeat", repeats.REPEATS, _repeats),
     Source("elo", ("user", "concept", "logit"), _elo),
     Source("similar", ("likeness", "record"), _similar),
 )

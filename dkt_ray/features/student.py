@@ -15,7 +15,8 @@ from dkt_ray.features.quantities import needs
 
 PRIOR: Final = 2.0  # pseudo-answers that a student's own rates start from
 
-SUCCESS: Final = ("right", "surplus", "fading", "last_answer", "run", "ngram")  # quantities that right answers raise
+# quantities that right answers raise
+SUCCESS: Final = ("right", "surplus", "fading", "last_answer", "run", "ngram", "replay_vote")
 
 
 class Function(IntEnum):
@@ -279,6 +280,32 @@ FEATURES: Final = (
     *_recent_in_cycle(10, 30, 50, 100),
     _line("day_cycle_time", "aggregate", LOG_MS, "day.span", "log(1 + seconds of that cycle so far)"),
     _line("day_cycle_gap", "aggregate", LOG_MS, "day.pace", "log(1 + mean seconds between its rows)"),
+    # questions that are met again
+    _line(
+        "repeat_count", "repeat", LOG_COUNT, "repeat.graded",
+        "log(1 + answers to questions that the student had answered before)",
+    ),
+    _line(
+        "repeat_rate", "repeat", RATE, "repeat.same repeat.graded",
+        "share of them that were as the time before",
+    ),
+    _line(
+        "repeat_recent_rate", "repeat", RATE, "repeat.recent_same repeat.recent_graded",
+        "the same of the last 10 of them",
+    ),
+    _line("repeat_streak", "repeat", LOG_COUNT, "repeat.streak", "log(1 + of them, as the time before, in a row)"),
+    _line(
+        "repeat_vote", "repeat", VALUE, "repeat.vote",
+        "that with the sign of the last answer to the same question, 0 where there is none",
+    ),
+    _line(
+        "replay_rows", "repeat", LOG_COUNT, "repeat.in_order",
+        "log(1 + rows that repeat an earlier stretch in its order, where the question continues it)",
+    ),
+    _line(
+        "replay_vote", "repeat", VALUE, "repeat.replay_vote",
+        "that with the sign of the last answer to the same question, 0 where there is none",
+    ),
     # ratings and likeness
     _line("elo_user", "elo", VALUE, "elo.user", "Elo rating of the student against fitted easiness"),
     _line("elo_concept", "elo", VALUE, "elo.concept", "mean Elo rating of the student in the question's concepts"),

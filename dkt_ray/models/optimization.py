@@ -31,7 +31,7 @@ class OptimizationConfig(ModelConfig):
     """Peak of the schedule."""
     embedding_rate: float = Field(default=0.05, gt=0, le=1)
     """Share of the learning rate that embeddings get; at the full rate rare ids learn their few answers by heart."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Of weight matrices; embeddings, biases and norms do not decay."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Longest gradient, over all weights; a longer one is shortened to it."""
@@ -55,7 +55,7 @@ class OptimizationConfig(ModelConfig):
     """Whether torch.compile makes the forward pass: minutes at the start, for a faster step on some devices."""
     batch_rows: int = Field(default=6144, gt=0)
     """Padded rows (past and targets) per training step."""
-    epochs: int = Field(default=10, gt=0)
+    epochs: int = Field(default=6, gt=0)
     patience: int = Field(default=3, gt=0)
     """Epochs without a better validation AUC before training stops."""
     checkpoint_s: float = Field(default=300.0, ge=0)

@@ -243,8 +243,8 @@ def _load_scorer(folder: Path) -> Scorer:
 
 
 def _load_member(folder: Path, state: EncoderState) -> Model:
-    model = CATALOG[folder.name].model.load(folder)
     try:
+        model = CATALOG[folder.name].model.load(folder)
         model.check(state.number_names)
     except ConfigError as error:
         raise BundleError(f"{folder}: {error}") from None

@@ -1,9 +1,12 @@
-"""Rows of some users, ready for batches, and the batches of an epoch."""
+"""Rows of some users, ready for batches, and the batches of an epoch, the next ones made while one is used."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,6 +18,8 @@ from dkt_ray.errors import TrainingError
 from dkt_ray.features.batch import Rows, SequenceBatch
 from dkt_ray.features.collate import FlatRows, collate, interactions, segments, window_segments
 from dkt_ray.models.network import Network, SequenceConfig
+
+AHEAD: Final = 2  # batches that are made while one is used
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +67,15 @@ class Part:
         return replace(self, segments=window_segments(windows, self.rows), order=order)
 
     def feed(self, steps: Sequence[Int64]) -> Iterator[SequenceBatch]:
-        """The batches of the given steps, in order."""
-        for parts in steps:
-            yield collate(self.flat, self.flat, parts, self.order)
+        """The batches of the given steps, in order; a thread of its own makes them, and reads mapped rows from disk."""
+        with ThreadPoolExecutor(1, "feed", torch.set_num_threads, (torch.get_num_threads(),)) as maker:
+            coming: deque[Future[SequenceBatch]] = deque()
+            for parts in steps:
+                coming.append(maker.submit(collate, self.flat, self.flat, parts, self.order))
+                if len(coming) > AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
 
 
 def _check_finite(rows: Rows, network: Network, which: str) -> None:

@@ -232,9 +232,10 @@ def test_a_right_last_answer_moves_columns_in_their_direction() -> None:
         moved |= [(change < 0).any(0), (change > 0).any(0)]
     down, up = (set(np.array(state.number_names)[each]) for each in moved)
     rising, falling = ({name for name in state.number_names if FEATURE[name].direction == sign} for sign in (1, -1))
-    assert up - rising == down - falling == {"similar_surplus"}
-    assert rising == up - {"similar_surplus"}, "columns that no right answer ever raised"
-    assert falling == down - {"similar_surplus"}
+    either = {"similar_surplus", "repeat_rate", "repeat_recent_rate", "repeat_streak", "repeat_vote"}
+    assert up - rising == down - falling == either
+    assert rising == up - either, "columns that no right answer ever raised"
+    assert falling == down - either
 
 
 # Tests of the tests: leaks that the property above must catch.

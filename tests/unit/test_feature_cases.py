@@ -176,6 +176,26 @@ def test_a_target_without_a_time_is_asked_at_the_last_row() -> None:
     assert timeless.ids["hour"] == timed.ids["hour"]
 
 
+def test_a_stretch_that_is_replayed_foretells_its_answers() -> None:
+    """Five questions again, in their order and with their answers; the sixth is a new one."""
+    state, ids, answers = fitted(), list("abcdef"), [1, 0, 0, 1, 1]
+    past = one([*"xy", *"abcde", *"abc"], [1, 1, *answers, *answers[:3]], list(range(10)))
+    found = encode(past, asked(ids, ["1"] * 6), state)
+    assert found.targets is not None
+    target, rows = named(state, found.targets.numbers), named(state, found.past.numbers)
+    np.testing.assert_allclose(np.expm1(target["repeat_count"]), 3)
+    np.testing.assert_allclose(target["repeat_rate"], 1)
+    np.testing.assert_allclose(np.expm1(target["replay_rows"]), [0, 0, 0, 3, 0, 0], atol=1e-6)  # `d` would go on
+    np.testing.assert_allclose(target["replay_vote"], [0, 0, 0, np.log(4), 0, 0], atol=1e-6)
+    np.testing.assert_allclose(target["repeat_vote"], np.log(4) * np.array([1, -1, -1, 1, 1, 0]), atol=1e-6)
+    np.testing.assert_allclose(np.expm1(rows["replay_rows"]), [*[0] * 8, 1, 2], atol=1e-6)
+    another = one([*"xy", *"abcde", *"abc"], [1, 1, *answers, 1, 0, 1], list(range(10)))  # `c` came out otherwise
+    target = named(state, encode(another, asked(ids, ["1"] * 6), state).targets.numbers)
+    np.testing.assert_allclose(target["repeat_rate"], 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(target["repeat_streak"], 0)
+    np.testing.assert_allclose(target["replay_vote"][3], np.log(4), rtol=1e-6)  # the order goes on all the same
+
+
 def test_a_history_of_50_000_rows_takes_ten_times_as_long_as_one_of_5_000() -> None:
     state = fitted(timestamp_is="shown")
     assert "similar_surplus" in state.number_names

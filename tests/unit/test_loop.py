@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dkt_ray.data.windows import STRATEGIES
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.batch import UNKNOWN_ID, SequenceBatch
+from dkt_ray.features.collate import collate
 from dkt_ray.models.lstm_attention import LstmAttention, LstmAttentionConfig
 from dkt_ray.training import loop
 from dkt_ray.training.checkpoint import CHECKPOINT, Run, restore
@@ -258,7 +259,8 @@ def test_no_step_waits_for_the_device(data):
     run = Run.of(LstmAttention(settings, loop.Inputs.of(data.state)))
     part = Part.training(data.train, run.network, torch.device("cpu"), 0)
     with WaitsForTheDevice() as mode:
-        for batch in part.feed(list(loop.batches(part.segments, 512))):
+        for parts in loop.batches(part.segments, 512):
+            batch = collate(part.flat, part.flat, parts, part.order)  # in this thread: the mode sees no other
             loop._step(run, run.network, loop.hide_ids(batch, 0.1), 0.01, loop.ALONE)
             run.average.update(run.network, 1)
         assert mode.found == []
