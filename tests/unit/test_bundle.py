@@ -73,6 +73,13 @@ def test_a_member_of_other_features_is_refused_with_both_lists(made, copy):
     assert "the encoder has " + ", ".join(names) in str(refused.value)
 
 
+def test_a_network_of_a_version_that_kept_no_feature_names_is_refused(copy):
+    edit(copy / "members/lstm_attention/network.json", lambda facts: facts.pop("names"))
+    seal(copy)
+    with pytest.raises(BundleError, match=r"members/lstm_attention: .*no `names`.*train the model again"):
+        bundle.load(copy)
+
+
 def test_no_students_answers_or_names_are_in_a_bundle(made):
     folder = made[0]
     requests = json.loads((folder / "bundle/golden.json").read_text())["requests"]
