@@ -82,15 +82,22 @@ class Simulator:
         """Refuse a yardstick that would not be one, before the work starts.
 
         Raises:
-            ConfigError: as `config`, or a dataset whose models see when a simulated question was answered.
+            ConfigError: as `config`, or a dataset whose models see when a simulated question was answered, or not the
+                answers of the same test.
         """
         if not self.users:
             return
         self.config()
-        if EncoderConfig.model_validate(manifest.config["encoder"]).timestamp_is == "shown":
+        encoder = EncoderConfig.model_validate(manifest.config["encoder"])
+        if encoder.timestamp_is == "shown":
             raise ConfigError(
                 "the yardstick is of models that see no answer's time before it is given, and the dataset says "
                 "encoder.timestamp_is=shown of times of submission; prepare it with submitted, or set yardstick to 0"
+            )
+        if encoder.bundle == "test_run":
+            raise ConfigError(
+                "the yardstick's filter sees the answers of a test one after the other, which models of a dataset with "
+                "encoder.bundle=test_run may not; prepare it with none, or set yardstick to 0"
             )
 
 

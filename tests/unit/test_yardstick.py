@@ -113,14 +113,21 @@ def test_a_report_that_is_only_printed_takes_nothing_new(tmp_path, asked):
         evaluate.run(build(evaluate.EvaluateConfig, {"store": f"{tmp_path}"} | asked))
 
 
-def test_times_of_submission_that_pass_for_times_of_showing_are_refused(world):
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("timestamp_is", "shown", "timestamp_is=shown of times of submission"),
+        ("bundle", "test_run", "sees the answers of a test one after the other"),
+    ],
+)
+def test_a_dataset_whose_models_see_what_the_filter_does_not_or_less_is_refused(world, setting, value, message):
     simulator = Simulator(f"{world[1]}/truth.parquet", users=5)
     simulator.check(manifest())
-    shown = manifest()
-    shown.config["encoder"]["timestamp_is"] = "shown"
-    with pytest.raises(ConfigError, match="timestamp_is=shown of times of submission"):
-        simulator.check(shown)
-    Simulator("nowhere/truth.parquet").check(shown)  # no yardstick is asked for
+    other = manifest()
+    other.config["encoder"][setting] = value
+    with pytest.raises(ConfigError, match=message):
+        simulator.check(other)
+    Simulator("nowhere/truth.parquet").check(other)  # no yardstick is asked for
 
 
 def test_the_sample_is_drawn_from_those_who_have_scored_rows():
