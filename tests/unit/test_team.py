@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ import torch.multiprocessing as mp
 
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.training import loop
-from dkt_ray.training.progress import FitResult
+from dkt_ray.training.progress import FitResult, TrainingData
 from dkt_ray.training.team import ALONE, Team
 from tests.contract import world as w
 
 SETTINGS = {"dropout": 0.0, "unknown_share": 0.0, "epochs": 2, "patience": 2, "batch_rows": 512, "context": 8}
 
 
+@cache
+def data() -> TrainingData:
+    return w.World.of(w.students(40, seed=5)).data
+
+
 def train(family: str, team: Team, **changes: Any) -> FitResult:
-    data = w.World.of(w.students(40, seed=5)).data
     spec = CATALOG[family]
-    return loop.train(spec.model, w.tiny(spec, **SETTINGS | changes), data, team=team)
+    return loop.train(spec.model, w.tiny(spec, **SETTINGS | changes), data(), team=team)
 
 
 # a batch of 16 rows holds one segment: the second worker has none of its own
