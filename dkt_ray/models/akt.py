@@ -12,7 +12,6 @@ Legend: B batch, T past rows, M targets, Q queries, K keys, C concepts per quest
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Final
 
 import torch
@@ -21,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID, SequenceBatch
+from dkt_ray.models.attention_weights import attention_weights
 from dkt_ray.models.base import Between, Choice, Space
 from dkt_ray.models.dropout import Dropout, dropout
 from dkt_ray.models.layers import (
@@ -30,7 +30,7 @@ from dkt_ray.models.layers import (
     Head,
     join_heads,
     mean_embedding,
-    readable,
+    places,
     split_heads,
     table,
 )
@@ -122,26 +122,19 @@ class MonotonicAttention(nn.Module):
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """What tokens [B, T + M, D] read: past row j rows 0 to j, a target its visible past rows and itself."""
-        T, M = tokens.shape[1] - visible.shape[1], visible.shape[1]
+        T = tokens.shape[1] - visible.shape[1]
         key, value = self._heads(tokens, tokens)
-        (query, asked), (key, own_key), (value, own_value) = (
-            torch.split(x, [T, M], -2) for x in (self._scaled(key), key, value)
-        )
-        row = torch.arange(T, device=tokens.device)
-        steps = row[:, None] - row
-        earlier = self._weights(query @ key.transpose(-1, -2), steps >= 0, steps) @ value
-        steps = F.pad(visible[..., None] - row, (0, 1))[:, None]  # [B, 1, M, T + 1]: a target is no step from itself
-        allowed = F.pad(readable(visible, T), (0, 1), value=True)[:, None]
-        scores = torch.cat([asked @ key.transpose(-1, -2), (asked * own_key).sum(-1, keepdim=True)], -1)
-        weights, itself = torch.split(self._weights(scores, allowed, steps), [T, 1], -1)
-        return self.out(join_heads(torch.cat([earlier, weights @ value + itself * own_value], -2)))
+        query = self._scaled(key)
+        scores, own = query @ key[..., :T, :].transpose(-1, -2), (query * key).sum(-1)
+        weights, itself = self._weights(scores, own, places(T, visible))
+        return self.out(join_heads(weights @ value[..., :T, :] + itself[..., None] * value))
 
     def retrieve(self, asked: Tensor, earlier: Tensor, known: Tensor, seen: Tensor) -> Tensor:
         """What asked [B, M, D] read of the first `seen` known rows [B, K, D], which stand at earlier [B, K, D]."""
         key, value = self._heads(earlier, known)
         query = self._scaled(split_heads(self.query_key(asked), self.heads))
-        steps = (seen[..., None] - torch.arange(key.shape[-2], device=seen.device))[:, None]
-        return self.out(join_heads(self._weights(query @ key.transpose(-1, -2), steps > 0, steps) @ value))
+        weights, _ = self._weights(query @ key.transpose(-1, -2), None, seen)
+        return self.out(join_heads(weights @ value))
 
     def _heads(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of rows [B, L, D], projected and split: [B, H, L, D / H] each."""
@@ -152,33 +145,11 @@ class MonotonicAttention(nn.Module):
         """Queries [B, H, L, D / H] so short that the scores have the right scale."""
         return query * query.shape[-1] ** -0.5
 
-    def _weights(self, scores: Tensor, allowed: Tensor, steps: Tensor) -> Tensor:
-        """Attention weights [B, H, Q, K] from scores of that shape, which keys are read and how far back they stand."""
-        if self.speed is not None:
-            scores = scores * fading(scores, allowed, steps, F.softplus(self.speed))
-        weights = torch.softmax(scores.masked_fill(~allowed, -math.inf), -1)
-        return dropout(weights, self.dropout, self.training)
-
-
-def fading(scores: Tensor, allowed: Tensor, steps: Tensor, speed: Tensor) -> Tensor:
-    """What distance leaves of scores: exp(-speed * sqrt(distance)), [B, H, Q, K].
-
-    The distance from query t to key j counts the steps between them, weighed by the attention that the rows after j
-    would get without fading: those that have to do with the query make it long (section 4.2; the square root is that of
-    the authors' code). No gradient flows through it.
-
-    Args:
-        scores: [B, H, Q, K].
-        allowed: [B or 1, 1, Q, K] or [Q, K], which keys a query reads.
-        steps: of the shape of `allowed`, how far back each key stands.
-        speed: [H], positive.
-    """
-    with torch.no_grad():
-        share = torch.softmax(scores.masked_fill(~allowed, -math.inf), -1)
-        # summed from the end, not as a difference: the root would make its rounding large
-        later = F.pad(share.flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))
-        distance = later.mul_(steps.clamp(min=0)).sqrt_()
-    return torch.exp(-speed[:, None, None] * distance)
+    def _weights(self, scores: Tensor, own: Tensor | None, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention weights of past rows, [B, H, Q, K], and of own rows, [B, H, Q], from scores of these shapes."""
+        speed = None if self.speed is None else F.softplus(self.speed)
+        weights, itself = attention_weights(scores, own, visible, speed)
+        return dropout(weights, self.dropout, self.training), dropout(itself, self.dropout, self.training)
 
 
 class Retriever(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID
 from dkt_ray.features.collate import Scale
-from dkt_ray.models.akt import Akt, AktConfig, MonotonicAttention, RaschEmbedding, fading
+from dkt_ray.models.akt import Akt, AktConfig, MonotonicAttention, RaschEmbedding
+from dkt_ray.models.attention_weights import fading
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.models.network import Inputs
 from dkt_ray.training.fit import fit
@@ -49,10 +50,13 @@ def test_fading_is_the_formula_of_the_paper() -> None:
 
 @torch.inference_mode()
 def test_of_rows_that_are_alike_the_later_ones_count_more_and_with_simple_all_the_same() -> None:
-    row = torch.arange(8)
-    steps, alike = row[:, None] - row, torch.ones(1, 2, 8, 8)
+    alike = torch.ones(1, 2, 1, 8)
     monotonic, simple = (
-        attention(simple=simple)._weights(alike, steps >= 0, steps)[0, :, 7] for simple in (False, True)
+        torch.cat([past[0, :, 0], itself[0]], -1)
+        for past, itself in (
+            attention(simple=simple)._weights(alike[..., :7], alike[..., 7], torch.tensor([[7]]))
+            for simple in (False, True)
+        )
     )
     assert (monotonic.diff() > 1e-4).all()
     torch.testing.assert_close(monotonic.sum(-1), torch.ones(2))
