@@ -108,6 +108,7 @@ def _weigh(scores: Floats, own: Floats, visible: Int64, speed: Floats, weights: 
     """Fill the weights, [B, H, Q, K] and [B, H, Q]; a head of speed 0 does not fade."""
     B, H, Q, K = scores.shape
     left, root, bits = np.empty(K, np.float32), np.empty(K, np.float32), np.empty(K, np.int32)
+    steps = np.arange(K, 0, -1).astype(np.float32)
     for b in range(B):
         for h in range(H):
             for q in range(Q):
@@ -117,7 +118,7 @@ def _weigh(scores: Floats, own: Floats, visible: Int64, speed: Floats, weights: 
                 if speed[h] == 0:
                     own_weights[b, h, q] = _softmax(score, own[b, h, q], weight[:seen], bits)
                     continue
-                _fade(score, own[b, h, q], speed[h], left[:seen], root[:seen], bits)
+                _fade(score, own[b, h, q], speed[h], left[:seen], root[:seen], bits, steps)
                 for k in range(seen):
                     left[k] *= score[k]
                 own_weights[b, h, q] = _softmax(left[:seen], own[b, h, q], weight[:seen], bits)
@@ -140,6 +141,7 @@ def _push(
     """Fill the gradients of scores, [B, H, Q, K] and [B, H, Q], and of speeds, [H], from those of the weights."""
     B, H, Q, K = scores.shape
     left, root, bits = np.empty(K, np.float32), np.empty(K, np.float32), np.empty(K, np.int32)
+    steps = np.arange(K, 0, -1).astype(np.float32)
     total = np.zeros(H)
     for b in range(B):
         for h in range(H):
@@ -156,7 +158,7 @@ def _push(
                 if speed[h] == 0:
                     continue
                 score = scores[b, h, q, :seen]
-                _fade(score, own[b, h, q], speed[h], left[:seen], root[:seen], bits)
+                _fade(score, own[b, h, q], speed[h], left[:seen], root[:seen], bits, steps)
                 slope = np.float32(0)
                 for k in range(seen):
                     out[k] *= left[k]
@@ -166,16 +168,26 @@ def _push(
 
 
 @numba.njit(cache=True, nogil=True)
-def _fade(score: Floats, own: np.float32, speed: np.float32, left: Floats, root: Floats, bits: Int64) -> None:
+def _fade(score: Floats, own: np.float32, speed: np.float32, left: Floats, root: Floats, bits: Int64, steps: Floats) -> None:
     """Fill what distance leaves of each score, and the root of the distance, both [K]."""
     seen = len(score)
     later = _softmax(score, own, left, bits)
     # summed from the end, not as a difference: the root would make its rounding large
-    for k in range(seen - 1, -1, -1):
+    k = seen - 1
+    while k >= 3:  # four at a time, so that a sum need not wait for the one before it
+        a, b, c, d = left[k], left[k - 1], left[k - 2], left[k - 3]
+        ab = a + b
+        abc = ab + c
+        root[k], root[k - 1], root[k - 2], root[k - 3] = later, later + a, later + ab, later + abc
+        later += abc + d
+        k -= 4
+    while k >= 0:
         root[k] = later
         later += left[k]
+        k -= 1
+    near = steps[len(steps) - seen :]
     for k in range(seen):
-        root[k] = np.sqrt(root[k] * np.float32(seen - k))
+        root[k] = np.sqrt(root[k] * near[k])
     for k in range(seen):
         left[k] = -speed * root[k]
     _exp(left, bits)
