@@ -20,9 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID, SequenceBatch
-from dkt_ray.models.attention_weights import attention_weights
 from dkt_ray.models.base import Between, Choice, Space
-from dkt_ray.models.dropout import Dropout, dropout
+from dkt_ray.models.dropout import Dropout
 from dkt_ray.models.layers import (
     ANSWERS,
     Block,
@@ -35,6 +34,7 @@ from dkt_ray.models.layers import (
     table,
 )
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
+from dkt_ray.models.visible import read_past
 
 
 class AktConfig(AttentionConfig):
@@ -124,32 +124,27 @@ class MonotonicAttention(nn.Module):
         """What tokens [B, T + M, D] read: past row j rows 0 to j, a target its visible past rows and itself."""
         T = tokens.shape[1] - visible.shape[1]
         key, value = self._heads(tokens, tokens)
-        query = self._scaled(key)
-        scores, own = query @ key[..., :T, :].transpose(-1, -2), (query * key).sum(-1)
-        weights, itself = self._weights(scores, own, places(T, visible))
-        return self.out(join_heads(weights @ value[..., :T, :] + itself[..., None] * value))
+        own = key, value
+        return self._read(key, key[..., :T, :], value[..., :T, :], places(T, visible), own)
 
     def retrieve(self, asked: Tensor, earlier: Tensor, known: Tensor, seen: Tensor) -> Tensor:
         """What asked [B, M, D] read of the first `seen` known rows [B, K, D], which stand at earlier [B, K, D]."""
         key, value = self._heads(earlier, known)
-        query = self._scaled(split_heads(self.query_key(asked), self.heads))
-        weights, _ = self._weights(query @ key.transpose(-1, -2), None, seen)
-        return self.out(join_heads(weights @ value))
+        query = split_heads(self.query_key(asked), self.heads)
+        return self._read(query, key, value, seen)
 
     def _heads(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of rows [B, L, D], projected and split: [B, H, L, D / H] each."""
         return split_heads(self.query_key(key), self.heads), split_heads(self.value(value), self.heads)
 
-    @staticmethod
-    def _scaled(query: Tensor) -> Tensor:
-        """Queries [B, H, L, D / H] so short that the scores have the right scale."""
-        return query * query.shape[-1] ** -0.5
-
-    def _weights(self, scores: Tensor, own: Tensor | None, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention weights of past rows, [B, H, Q, K], and of own rows, [B, H, Q], from scores of these shapes."""
+    def _read(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, own: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """What queries read of `visible` rows and of their own (see `read_past`), [B, Q, D]."""
         speed = None if self.speed is None else F.softplus(self.speed)
-        weights, itself = attention_weights(scores, own, visible, speed)
-        return dropout(weights, self.dropout, self.training), dropout(itself, self.dropout, self.training)
+        share = self.dropout if self.training else 0.0
+        query = query * query.shape[-1] ** -0.5
+        return self.out(join_heads(read_past(query, key, value, visible, own, speed, share)))
 
 
 class Retriever(nn.Module):

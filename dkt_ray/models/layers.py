@@ -17,10 +17,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from dkt_ray.features.batch import NO_ANSWER, PADDING, SequenceBatch
-from dkt_ray.models.attention_weights import attention_weights
 from dkt_ray.models.dropout import Dropout
-from dkt_ray.models.dropout import dropout as drop_out
 from dkt_ray.models.lookup import look_up
+from dkt_ray.models.visible import read_past
 
 ANSWERS: Final = 4  # NO_ANSWER, WAS_WRONG, WAS_RIGHT, WAS_HIDDEN
 
@@ -215,9 +214,7 @@ def attend(
         [B, H, M, D / H].
     """
     query = query * query.shape[-1] ** -0.5
-    scores, own = query @ key.transpose(-1, -2), (query * own_key).sum(-1)
-    weights, itself = (drop_out(x, dropout, dropout > 0) for x in attention_weights(scores, own, visible))
-    return weights @ value + itself[..., None] * own_value
+    return read_past(query, key, value, visible, (own_key, own_value), share=dropout)
 
 
 def places(past: int, visible: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID
 from dkt_ray.features.collate import Scale
 from dkt_ray.models.akt import Akt, AktConfig, MonotonicAttention, RaschEmbedding
-from dkt_ray.models.attention_weights import fading
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.models.network import Inputs
+from dkt_ray.models.visible import fading
 from dkt_ray.training.fit import fit
 from tests.contract import world as w
 from tests.sequence_batches import random_batch, small_network, without_numbers
