@@ -1,6 +1,6 @@
 """Attention over the visible past; on a CPU a block of queries at a time, so that its scores stay in the cache.
 
-As operations on whole matrices, [B, H, Q, K], it takes a dozen trips to memory, and half of what these compute is masked.
+As operations on whole matrices, [B, H, Q, K], that is a dozen trips to memory, and half of what they compute is masked.
 
 Legend: B batch, H heads, Q queries, K past rows, D width.
 """
@@ -137,7 +137,7 @@ class _ReadPast(torch.autograd.Function):
     ) -> Tensor:
         B, H, Q, _ = query.shape
         out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
-        own = query.new_full((B, H, Q), -math.inf) if own_key is None else (query * own_key).sum(-1)
+        own = query.new_full((B, H, Q), -math.inf) if own_key is None else (query * own_key).sum(-1).contiguous()
         own_weights = torch.empty_like(own)
         speeds = query.new_zeros(H) if speed is None else speed.detach()
         whole = [x.detach().numpy() for x in (own, visible.contiguous(), speeds, own_weights)]
@@ -146,7 +146,7 @@ class _ReadPast(torch.autograd.Function):
             b, queries, past = block
             scores = torch.bmm(query[b, :, queries], key[b, :, :past].transpose(1, 2))
             weights = scores if speed is None else torch.empty_like(scores)
-            _weigh(scores.numpy(), weights.numpy(), b, queries.start, *whole)
+            _weigh(b, queries.start, scores.numpy(), weights.numpy(), *whole)
             read = dropout(weights, share, share > 0)
             out[b, :, queries] = torch.bmm(read, value[b, :, :past])
             if learns:
@@ -164,14 +164,14 @@ class _ReadPast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, own_key, own_value, out, own, visible, speeds, own_weights, own_read = ctx.saved_tensors
-        mean = (gradient * out).sum(-1)  # of the gradients of a query's weights, each times its weight
+        mean = (gradient * out).sum(-1)
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         to_speed = torch.zeros_like(speeds)
         whole = [x.numpy() for x in (own, visible, speeds, mean.contiguous(), to_speed)]
         for (b, queries, past), scores, weights, read in ctx.blocks:
             asked, wanted = query[b, :, queries], gradient[b, :, queries]
             change = torch.bmm(wanted, value[b, :, :past].transpose(1, 2))
-            _push(*(x.numpy() for x in (scores, weights, read, change)), b, queries.start, *whole)
+            _push(b, queries.start, *(x.numpy() for x in (scores, weights, read, change)), *whole)
             to_query[b, :, queries] = torch.bmm(change, key[b, :, :past])
             to_key[b, :, :past] += torch.bmm(change.transpose(1, 2), asked)
             to_value[b, :, :past] += torch.bmm(read.transpose(1, 2), wanted)
@@ -185,10 +185,10 @@ class _ReadPast(torch.autograd.Function):
 
 @numba.njit(cache=True, nogil=True)
 def _weigh(
-    scores: Floats,
-    weights: Floats,
     b: int,
     start: int,
+    scores: Floats,
+    weights: Floats,
     own: Floats,
     visible: Int64,
     speed: Floats,
@@ -197,10 +197,10 @@ def _weigh(
     """Fill the weights of a block, [H, Q, K], which may be its scores if these do not fade (speed 0), and of own rows.
 
     Args:
-        scores: [H, Q, K].
-        weights: of the same shape.
         b: the student.
         start: its query that is the first of the block.
+        scores: [H, Q, K].
+        weights: of the same shape.
         own: [B, H, Q], as own_weights.
         visible: [B, Q].
         speed: [H].
@@ -225,12 +225,12 @@ def _weigh(
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def _push(
+    b: int,
+    start: int,
     scores: Floats,
     weights: Floats,
     read: Floats,
     change: Floats,
-    b: int,
-    start: int,
     own: Floats,
     visible: Int64,
     speed: Floats,
@@ -240,16 +240,16 @@ def _push(
     """Turn the gradients of a block's weights, `change` [H, Q, K], into those of its scores, and add to that of speed.
 
     Args:
-        scores: [H, Q, K].
-        weights: of the same shape, before dropout; `read` are those after it.
-        read: see weights.
-        change: is overwritten.
         b: the student.
         start: its query that is the first of the block.
+        scores: [H, Q, K].
+        weights: of the same shape, before dropout.
+        read: those that dropout left.
+        change: is overwritten.
         own: [B, H, Q], scores of own rows.
         visible: [B, Q].
         speed: [H].
-        mean: [B, H, Q], what the gradient of all weights of a query gives.
+        mean: [B, H, Q], the gradients of a query's weights, each times its weight, summed.
         to_speed: [H].
     """
     H, Q, K = scores.shape
