@@ -87,8 +87,8 @@ def fading(scores: Tensor, allowed: Tensor, steps: Tensor, speed: Tensor) -> Ten
     """What distance leaves of scores: exp(-speed * sqrt(distance)), [B, H, Q, K].
 
     The distance from query t to key j counts the steps between them, weighed by the attention that the rows after j
-    would get without fading: those that have to do with the query make it long (section 4.2; the square root is that of
-    the authors' code). No gradient flows through it.
+    would get without fading: those that have to do with the query make it long (Ghosh et al., 2020, section 4.2; the
+    square root is that of the authors' code). No gradient flows through it.
 
     Args:
         scores: [B, H, Q, K].
@@ -114,6 +114,7 @@ class _Block(NamedTuple):
     @classmethod
     def all(cls, visible: Int64, heads: int, past: int) -> Iterator[_Block]:
         """The blocks of queries, [B, Q]."""
+        assert not visible.size or 0 <= visible.min() <= visible.max() <= past, "the kernels check no bounds"
         size = max(1, ENTRIES // (heads * max(1, past)))
         for b, seen in enumerate(visible):
             for start in range(0, len(seen), size):
