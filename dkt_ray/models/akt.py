@@ -12,7 +12,6 @@ Legend: B batch, T past rows, M targets, Q queries, K keys, C concepts per quest
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Final
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID, SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
-from dkt_ray.models.dropout import Dropout, dropout
+from dkt_ray.models.dropout import Dropout
 from dkt_ray.models.layers import (
     ANSWERS,
     Block,
@@ -30,11 +29,12 @@ from dkt_ray.models.layers import (
     Head,
     join_heads,
     mean_embedding,
-    readable,
+    places,
     split_heads,
     table,
 )
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
+from dkt_ray.models.visible import read_past
 
 
 class AktConfig(AttentionConfig):
@@ -122,63 +122,29 @@ class MonotonicAttention(nn.Module):
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """What tokens [B, T + M, D] read: past row j rows 0 to j, a target its visible past rows and itself."""
-        T, M = tokens.shape[1] - visible.shape[1], visible.shape[1]
+        T = tokens.shape[1] - visible.shape[1]
         key, value = self._heads(tokens, tokens)
-        (query, asked), (key, own_key), (value, own_value) = (
-            torch.split(x, [T, M], -2) for x in (self._scaled(key), key, value)
-        )
-        row = torch.arange(T, device=tokens.device)
-        steps = row[:, None] - row
-        earlier = self._weights(query @ key.transpose(-1, -2), steps >= 0, steps) @ value
-        steps = F.pad(visible[..., None] - row, (0, 1))[:, None]  # [B, 1, M, T + 1]: a target is no step from itself
-        allowed = F.pad(readable(visible, T), (0, 1), value=True)[:, None]
-        scores = torch.cat([asked @ key.transpose(-1, -2), (asked * own_key).sum(-1, keepdim=True)], -1)
-        weights, itself = torch.split(self._weights(scores, allowed, steps), [T, 1], -1)
-        return self.out(join_heads(torch.cat([earlier, weights @ value + itself * own_value], -2)))
+        own = key, value
+        return self._read(key, key[..., :T, :], value[..., :T, :], places(T, visible), own)
 
     def retrieve(self, asked: Tensor, earlier: Tensor, known: Tensor, seen: Tensor) -> Tensor:
         """What asked [B, M, D] read of the first `seen` known rows [B, K, D], which stand at earlier [B, K, D]."""
         key, value = self._heads(earlier, known)
-        query = self._scaled(split_heads(self.query_key(asked), self.heads))
-        steps = (seen[..., None] - torch.arange(key.shape[-2], device=seen.device))[:, None]
-        return self.out(join_heads(self._weights(query @ key.transpose(-1, -2), steps > 0, steps) @ value))
+        query = split_heads(self.query_key(asked), self.heads)
+        return self._read(query, key, value, seen)
 
     def _heads(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of rows [B, L, D], projected and split: [B, H, L, D / H] each."""
         return split_heads(self.query_key(key), self.heads), split_heads(self.value(value), self.heads)
 
-    @staticmethod
-    def _scaled(query: Tensor) -> Tensor:
-        """Queries [B, H, L, D / H] so short that the scores have the right scale."""
-        return query * query.shape[-1] ** -0.5
-
-    def _weights(self, scores: Tensor, allowed: Tensor, steps: Tensor) -> Tensor:
-        """Attention weights [B, H, Q, K] from scores of that shape, which keys are read and how far back they stand."""
-        if self.speed is not None:
-            scores = scores * fading(scores, allowed, steps, F.softplus(self.speed))
-        weights = torch.softmax(scores.masked_fill(~allowed, -math.inf), -1)
-        return dropout(weights, self.dropout, self.training)
-
-
-def fading(scores: Tensor, allowed: Tensor, steps: Tensor, speed: Tensor) -> Tensor:
-    """What distance leaves of scores: exp(-speed * sqrt(distance)), [B, H, Q, K].
-
-    The distance from query t to key j counts the steps between them, weighed by the attention that the rows after j
-    would get without fading: those that have to do with the query make it long (section 4.2; the square root is that of
-    the authors' code). No gradient flows through it.
-
-    Args:
-        scores: [B, H, Q, K].
-        allowed: [B or 1, 1, Q, K] or [Q, K], which keys a query reads.
-        steps: of the shape of `allowed`, how far back each key stands.
-        speed: [H], positive.
-    """
-    with torch.no_grad():
-        share = torch.softmax(scores.masked_fill(~allowed, -math.inf), -1)
-        # summed from the end, not as a difference: the root would make its rounding large
-        later = F.pad(share.flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))
-        distance = later.mul_(steps.clamp(min=0)).sqrt_()
-    return torch.exp(-speed[:, None, None] * distance)
+    def _read(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, own: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """What queries read of `visible` rows and of their own (see `read_past`), [B, Q, D]."""
+        speed = None if self.speed is None else F.softplus(self.speed)
+        share = self.dropout if self.training else 0.0
+        query = query * query.shape[-1] ** -0.5
+        return self.out(join_heads(read_past(query, key, value, visible, own, speed, share)))
 
 
 class Retriever(nn.Module):

@@ -9,7 +9,6 @@ Legend: B batch, T past rows, M targets, I id columns, C concepts per question, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import NO_ANSWER, PADDING, SequenceBatch
 from dkt_ray.models.dropout import Dropout
-from dkt_ray.models.dropout import dropout as drop_out
 from dkt_ray.models.lookup import look_up
+from dkt_ray.models.visible import read_past
 
 ANSWERS: Final = 4  # NO_ANSWER, WAS_WRONG, WAS_RIGHT, WAS_HIDDEN
 
@@ -144,7 +143,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, visible: Tensor, memory: Tensor | None = None) -> Tensor:
-        """What tokens [B, T + M, D] read of each other, or of as many tokens of a memory; [B, T + M, D]."""
+        """What tokens [B, T + M, D], or the targets' alone [B, M, D], read of a memory [B, T + M, D], or each other."""
         key, value = self.key_value(tokens if memory is None else memory).chunk(2, -1)
         query, key, value = (split_heads(x, self.heads) for x in (self.query(tokens), key, value))
         read = attend_tokens(query, key, value, visible, self.dropout if self.training else 0.0)
@@ -182,19 +181,26 @@ def attend_tokens(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dr
     T, not with M squared.
 
     Args:
-        query: [B, H, T + M, D / H], past rows and then targets; as key and value.
+        query: [B, H, T + M, D / H], past rows and then targets, or the M targets alone.
+        key: [B, H, T + M, D / H], as value.
         visible: [B, M] past rows that each target may read.
         dropout: share of the weights that are dropped.
 
     Returns:
-        [B, H, T + M, D / H].
+        Of the shape of `query`.
     """
-    M = visible.shape[1]
+    M, T = visible.shape[1], key.shape[-2] - visible.shape[1]
+    if dropout and query.device.type == "cpu" and query.shape[-2] > M:  # torch's own is several times slower then
+        asked = query * query.shape[-1] ** -0.5
+        return read_past(asked, key[..., :T, :], value[..., :T, :], places(T, visible), (key, value), share=dropout)
     (query, asked), (key, own_key), (value, own_value) = (
-        torch.split(x, [x.shape[-2] - M, M], -2) for x in (query, key, value)
+        x.tensor_split([x.shape[-2] - M], -2) for x in (query, key, value)
     )
+    read = attend(asked, key, value, own_key, own_value, visible, dropout)
+    if not query.shape[-2]:
+        return read
     earlier = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    return torch.cat([earlier, attend(asked, key, value, own_key, own_value, visible, dropout)], -2)
+    return torch.cat([earlier, read], -2)
 
 
 def attend(
@@ -212,15 +218,7 @@ def attend(
         [B, H, M, D / H].
     """
     query = query * query.shape[-1] ** -0.5
-    own = (query * own_key).sum(-1, keepdim=True)
-    scores = torch.cat([query @ key.transpose(-1, -2), own], -1)  # [B, H, M, T + 1]
-    # added, not filled in: on a CPU that is several times faster where the mask is broadcast over the heads
-    closed = query.new_zeros(len(visible), 1, *scores.shape[2:])
-    closed[..., :-1].masked_fill_(~readable(visible, key.shape[-2])[:, None], -math.inf)
-    weights = torch.softmax(scores + closed, -1)
-    weights = drop_out(weights, dropout, dropout > 0)
-    earlier, itself = torch.split(weights, [key.shape[-2], 1], -1)
-    return earlier @ value + itself * own_value
+    return read_past(query, key, value, visible, (own_key, own_value), share=dropout)
 
 
 def places(past: int, visible: Tensor) -> Tensor:

@@ -90,9 +90,13 @@ class DecoderBlock(nn.Module):
         self.norm_1, self.norm_2, self.norm_3 = (nn.LayerNorm(D) for _ in range(3))
         self.drop = Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, exercises: Tensor, visible: Tensor) -> Tensor:
-        """Tokens and the encoder's exercises, both [B, T + M, D], to the same shape."""
-        tokens = tokens + self.drop(self.own(self.norm_1(tokens), visible))
+    def forward(self, tokens: Tensor, exercises: Tensor, visible: Tensor, first: int = 0) -> Tensor:
+        """Tokens and the encoder's exercises, both [B, T + M, D], to tokens of that shape.
+
+        With `first` T to those of the targets alone, [B, M, D]: others are read, not made.
+        """
+        memory = self.norm_1(tokens)
+        tokens = tokens[:, first:] + self.drop(self.own(memory[:, first:], visible, memory))
         tokens = tokens + self.drop(self.cross(self.norm_2(tokens), visible, exercises))
         return tokens + self.drop(self.feed_forward(self.norm_3(tokens)))
 
@@ -124,9 +128,11 @@ class Saint(Network):
         for block in self.encoder:
             exercises = block(exercises, visible)
         exercises = self.encoder_norm(exercises)
-        for block in self.decoder:
+        *earlier, last = self.decoder
+        for block in earlier:
             tokens = block(tokens, exercises, visible)
-        return self.head(self.decoder_norm(tokens[:, T:]), batch.target_numbers)
+        tokens = last(tokens, exercises, visible, first=T)  # nobody reads what it would make of past rows
+        return self.head(self.decoder_norm(tokens), batch.target_numbers)
 
     def streams_of(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Exercises, and the answers given to them: what encoder and decoder start from, [B, T + M, D] each."""

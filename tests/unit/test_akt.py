@@ -12,9 +12,10 @@ from torch import Tensor
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import PADDING, UNKNOWN_ID
 from dkt_ray.features.collate import Scale
-from dkt_ray.models.akt import Akt, AktConfig, MonotonicAttention, RaschEmbedding, fading
+from dkt_ray.models.akt import Akt, AktConfig, MonotonicAttention, RaschEmbedding
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.models.network import Inputs
+from dkt_ray.models.visible import fading, read_past
 from dkt_ray.training.fit import fit
 from tests.contract import world as w
 from tests.sequence_batches import random_batch, small_network, without_numbers
@@ -48,14 +49,16 @@ def test_fading_is_the_formula_of_the_paper() -> None:
 
 @torch.inference_mode()
 def test_of_rows_that_are_alike_the_later_ones_count_more_and_with_simple_all_the_same() -> None:
-    row = torch.arange(8)
-    steps, alike = row[:, None] - row, torch.ones(1, 2, 8, 8)
+    rows, row = torch.ones(1, 2, 8, 8).split([7, 1], -2)
+    values, own = torch.eye(8).expand(1, 2, 8, 8).split([7, 1], -2)  # what is read are the weights
     monotonic, simple = (
-        attention(simple=simple)._weights(alike, steps >= 0, steps)[0, :, 7] for simple in (False, True)
+        read_past(row, rows, values, torch.tensor([[7]]), (row, own), speed)[0, :, 0]
+        for speed in (F.softplus(attention().speed), None)
     )
     assert (monotonic.diff() > 1e-4).all()
     torch.testing.assert_close(monotonic.sum(-1), torch.ones(2))
     torch.testing.assert_close(simple, torch.full((2, 8), 1 / 8))
+    assert attention(simple=True).speed is None
 
 
 @pytest.mark.parametrize("simple", [False, True])

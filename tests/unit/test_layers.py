@@ -33,6 +33,7 @@ SHARED_BY_MODELS = {
     "dkt_ray.models.lookup",
     "dkt_ray.models.network",
     "dkt_ray.models.optimization",
+    "dkt_ray.models.visible",
     "dkt_ray.models.catalog",
 }
 

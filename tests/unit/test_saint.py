@@ -84,6 +84,8 @@ def test_the_layers_are_those_of_pytorch_with_a_mask() -> None:
     torch.testing.assert_close(encoder(tokens, visible), their_encoder(tokens, mask), rtol=0, atol=1e-5)
     expected = their_decoder(tokens, exercises, mask, mask)
     torch.testing.assert_close(decoder(tokens, exercises, visible), expected, rtol=0, atol=1e-5)
+    targets = decoder(tokens, exercises, visible, first=T)
+    torch.testing.assert_close(targets, expected[:, T:], rtol=0, atol=1e-5)
     assert (their_decoder(tokens, exercises) - expected).abs().max() > 0.01, "the mask does not matter"
 
 
