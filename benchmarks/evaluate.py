@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = options.store or _simulated(Path(folder), options.family, 40 if options.quick else 600)
         network, rows = _trained(store, options.dataset, options.run, options.model or options.family)
     figures = measure(network, rows, 500 if options.quick else options.positions, options.repeats)
-    print(json.dumps({"benchmark": "evaluate", "environment": environment(), "model": options.family, **figures}))
+    print(
+        json.dumps(
+            {"benchmark": "evaluate", "environment": environment(), "model": options.model or options.family, **figures}
+        )
+    )
 
 
 def measure(network: Network, rows: Rows, positions: int, repeats: int) -> dict[str, Any]:
