@@ -167,6 +167,20 @@ def answer(bank: Bank, rows: Rows, traits: Traits, parameters: Parameters) -> An
 
 
 @numba.njit(cache=True)
+def chance_of_right(question: int, ability: float, haste: float, effect: float, items: Items) -> float:
+    """P(right) of docs/simulator.md, from ability with mastery, and the effect of the hour."""
+    logit = items.discrimination[question] * (ability - items.difficulty[question]) + effect
+    known = (1 - items.guess[question] - items.slip[question]) / (1 + np.exp(-logit))
+    return items.guess[question] + (1 - haste) * known
+
+
+@numba.njit(cache=True)
+def readiness(mastery: float, laws: Laws) -> float:
+    """How much of the gain by practice the mastery of the prerequisite admits."""
+    return 1 / (1 + np.exp(-laws.prerequisite_slope * mastery))
+
+
+@numba.njit(cache=True)
 def _answer_all(rows: Rows, traits: Traits, items: Items, laws: Laws, answers: Answers) -> None:
     for user in range(len(rows.offsets) - 1):
         _answer_user(user, rows, traits, items, laws, answers)
@@ -186,10 +200,8 @@ def _answer_user(user: int, rows: Rows, traits: Traits, items: Items, laws: Laws
         practised[concept] *= np.exp((at[concept] - now) / laws.fade_s)
         at[concept] = now
         ability = traits.ability[user, concept] + practised[concept]
-        logit = items.discrimination[question] * (ability - items.difficulty[question])
-        logit += laws.hour_effect[now % DAY_S // HOUR_S]
-        known = (1 - items.guess[question] - items.slip[question]) / (1 + np.exp(-logit))
-        probability = np.float32(items.guess[question] + (1 - traits.haste[user]) * known)
+        effect = laws.hour_effect[now % DAY_S // HOUR_S]
+        probability = np.float32(chance_of_right(question, ability, traits.haste[user], effect, items))
         right = rows.luck[row] < probability
         # haste given the answer (Bayes): a hasty answer is right with the chance of a guess
         hasty = items.guess[question] / probability if right else (1 - items.guess[question]) / (1 - probability)
@@ -204,9 +216,9 @@ def _answer_user(user: int, rows: Rows, traits: Traits, items: Items, laws: Laws
         answers.correct[row] = right
         answers.second[row] = now
         answers.probability[row] = probability
-        readiness = 1.0
+        ready = 1.0
         before = items.prerequisite[concept]
         if before >= 0:
             mastery = traits.ability[user, before] + practised[before] * np.exp((at[before] - now) / laws.fade_s)
-            readiness = 1 / (1 + np.exp(-laws.prerequisite_slope * mastery))
-        practised[concept] += traits.gain[user] * readiness * (laws.ceiling - practised[concept])
+            ready = readiness(mastery, laws)
+        practised[concept] += traits.gain[user] * ready * (laws.ceiling - practised[concept])

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dkt_ray.data.history import Histories, Int8, Int32, Int64
-from dkt_ray.data.simulation.answers import Items, Laws, items, laws
+from dkt_ray.data.simulation.answers import Items, Laws, chance_of_right, items, laws, readiness
 from dkt_ray.data.simulation.bank import NONE, Bank
 from dkt_ray.data.simulation.parameters import Parameters, StudentParameters
 from dkt_ray.data.simulation.plan import DAY_S, HOUR_S
@@ -271,16 +271,8 @@ def _foresee(
             gap, effect = gap_s, laws.hour_effect[place]
         faded = cloud.practised[slot, i] * np.exp((cloud.at[slot] - before - gap) / laws.fade_s)
         ability = cloud.ability[slot, i] + faded
-        expected += cloud.weight[i] * _chance(question, ability, cloud.haste[i], effect, items)
+        expected += cloud.weight[i] * chance_of_right(question, ability, cloud.haste[i], effect, items)
     return expected
-
-
-@numba.njit(cache=True)
-def _chance(question: int, ability: float, haste: float, effect: float, items: Items) -> float:
-    """P(right) of docs/simulator.md."""
-    logit = items.discrimination[question] * (ability - items.difficulty[question]) + effect
-    known = (1 - items.guess[question] - items.slip[question]) / (1 + np.exp(-logit))
-    return items.guess[question] + (1 - haste) * known
 
 
 @numba.njit(cache=True)
@@ -297,7 +289,7 @@ def _chances(question: int, now: np.int64, items: Items, laws: Laws, cloud: Clou
     effect = laws.hour_effect[now % DAY_S // HOUR_S]
     for i in range(len(cloud.weight)):
         ability = cloud.ability[slot, i] + cloud.practised[slot, i]
-        cloud.chance[i] = _chance(question, ability, cloud.haste[i], effect, items)
+        cloud.chance[i] = chance_of_right(question, ability, cloud.haste[i], effect, items)
 
 
 @numba.njit(cache=True)
@@ -341,8 +333,7 @@ def _practise(concept: int, now: np.int64, items: Items, laws: Laws, cloud: Clou
     left = np.exp((cloud.at[place] - now) / laws.fade_s)
     for i in range(len(cloud.weight)):
         mastery = cloud.ability[place, i] + left * cloud.practised[place, i]
-        readiness = 1 / (1 + np.exp(-laws.prerequisite_slope * mastery))
-        cloud.practised[slot, i] += cloud.gain[i] * readiness * (laws.ceiling - cloud.practised[slot, i])
+        cloud.practised[slot, i] += cloud.gain[i] * readiness(mastery, laws) * (laws.ceiling - cloud.practised[slot, i])
 
 
 @numba.njit(cache=True)
