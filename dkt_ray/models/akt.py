@@ -187,9 +187,10 @@ class Akt(Network):
         """Logits of a right answer, [B, M]."""
         T, nobody = batch.past_answer.shape[1], batch.visible[:, :0]
         mu, asked_mu = self.difficulties(batch.past_ids), self.difficulties(batch.target_ids)
-        past = self.inputs.asked(batch) + self.rasch.question(mu, batch.past_concepts)
+        past, known = self.inputs.asked_and_past(batch)
+        past = past + self.rasch.question(mu, batch.past_concepts)
         target = self.inputs.target(batch) + self.rasch.question(asked_mu, batch.target_concepts)
-        known = self.inputs.past(batch) + self.rasch.answer(mu, batch.past_concepts, batch.past_answer)
+        known = known + self.rasch.answer(mu, batch.past_concepts, batch.past_answer)
         questions = torch.cat([past, target], 1)
         for block in self.questions:
             questions = block(questions, batch.visible)

@@ -97,16 +97,19 @@ class Streams(nn.Module):
 
     def past(self, batch: SequenceBatch) -> Tensor:
         """Past rows with their answers, [B, T, D]."""
+        return self._answered(self.embed(batch.past_ids, batch.past_concepts), batch)
+
+    def asked_and_past(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Past rows as they were asked, projected as targets are, and with their answers; [B, T, D] each."""
         embedded = self.embed(batch.past_ids, batch.past_concepts)
+        asked = self.target_row(embedded, batch.past_numbers, batch.past_answer != NO_ANSWER)
+        return self.drop(asked), self._answered(embedded, batch)
+
+    def _answered(self, embedded: Tensor, batch: SequenceBatch) -> Tensor:
         row = self.past_row(embedded, batch.past_numbers, batch.past_answer != NO_ANSWER)
         scale, shift = self.answer.weight.chunk(2, -1)
         answer = batch.past_answer
         return self.drop(torch.addcmul(F.embedding(answer, shift), row, F.embedding(answer, 1 + scale)))
-
-    def asked(self, batch: SequenceBatch) -> Tensor:
-        """Past rows as they were asked, without their answers, [B, T, D]; targets go through the same projection."""
-        embedded = self.embed(batch.past_ids, batch.past_concepts)
-        return self.drop(self.target_row(embedded, batch.past_numbers, batch.past_answer != NO_ANSWER))
 
     def target(self, batch: SequenceBatch) -> Tensor:
         """Targets, [B, M, D]."""

@@ -137,8 +137,7 @@ class Saint(Network):
     def streams_of(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Exercises, and the answers given to them: what encoder and decoder start from, [B, T + M, D] each."""
         target = self.inputs.target(batch)
-        exercises = torch.cat([self.inputs.asked(batch), target], 1)
-        answers = torch.cat([self.inputs.past(batch), target], 1)
+        exercises, answers = (torch.cat([past, target], 1) for past in self.inputs.asked_and_past(batch))
         if self.exercise_places is None or self.answer_places is None:
             return exercises, answers
         place = places(batch.past_answer.shape[1], batch.visible)
