@@ -36,15 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
+    name = options.model or options.family
     with tempfile.TemporaryDirectory() as folder:
         store = options.store or _simulated(Path(folder), options.family, 40 if options.quick else 600)
-        network, rows = _trained(store, options.dataset, options.run, options.model or options.family)
+        network, rows = _trained(store, options.dataset, options.run, name)
     figures = measure(network, rows, 500 if options.quick else options.positions, options.repeats)
-    print(
-        json.dumps(
-            {"benchmark": "evaluate", "environment": environment(), "model": options.model or options.family, **figures}
-        )
-    )
+    print(json.dumps({"benchmark": "evaluate", "environment": environment(), "model": name, **figures}))
 
 
 def measure(network: Network, rows: Rows, positions: int, repeats: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ TOLD = {
     "deploy/": "Dockerfile",
     "benchmarks/": "each prints one JSON line (`make bench`)",
     "scripts/": "file tree and picture of this README, size report of `make lint`",
-    "docs/": "architecture, operations, decision records",
+    "docs/": "architecture, features, models, benchmarks, operations, decision records",
     "tests/unit/": "one file per module; no Ray, no network",
     "tests/property/": "what holds for every history: no future, batch = online",
     "tests/contract/": "what every model family of the catalog promises",
