@@ -10,9 +10,10 @@ INSTALLED := $(VENV)/.installed
 # Named with == in every pip call: pip then takes the wheel that PIP_FIND_LINKS offers (a CPU build, say), else the registry's.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-# Ray on this machine only: no token, no usage report, every port on 127.0.0.1.
+# Ray on this machine only: no token, no usage report, every port on 127.0.0.1. Its workers run at our own priority, not
+# 15 levels below it, where they starve beside other work.
 LOCAL_RAY := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 \
-             GRADIO_ANALYTICS_ENABLED=False
+             RAY_worker_niceness=0 GRADIO_ANALYTICS_ENABLED=False
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 help:  ## List the targets

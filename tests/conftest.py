@@ -23,7 +23,7 @@ from hypothesis import settings
 from dkt_ray.session import EVERYWHERE, ON_THIS_MACHINE
 
 # Ray, torch and OpenMP read these when they are first imported or started, hence before any test module.
-os.environ |= EVERYWHERE | ON_THIS_MACHINE | {"GRADIO_ANALYTICS_ENABLED": "False"}
+os.environ |= EVERYWHERE | ON_THIS_MACHINE | {"GRADIO_ANALYTICS_ENABLED": "False", "RAY_worker_niceness": "0"}
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("dev", derandomize=True, deadline=None, print_blob=True, database=None)

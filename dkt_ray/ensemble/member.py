@@ -1,0 +1,89 @@
+"""A member of an ensemble as one folder: a model of a family, or the mean of several such (of seeds, of folds).
+
+form.json    {"family": "lstm"}: the folder holds what the family's model saved
+             {"mean": 3}: the folders 0, 1 and 2 below it hold one member each
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+
+from dkt_ray.errors import ConfigError
+from dkt_ray.features.batch import Rows
+from dkt_ray.models.base import Model, Probabilities
+from dkt_ray.models.catalog import CATALOG
+
+FORM: Final = "form.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Model):
+    """The plain mean of several models' probabilities (reference 8.3: folds and seeds)."""
+
+    parts: tuple[Model, ...]
+
+    def score(self, past: Rows, targets: Rows) -> Probabilities:
+        """Probability of a right answer for each target row; see `Model.score`."""
+        total = np.zeros(targets.rows)
+        for part in self.parts:  # one after another: a row's result does not depend on the memory layout
+            total += part.score(past, targets)
+        return total / len(self.parts)
+
+    def check(self, numbers: Sequence[str]) -> None:
+        """Refuse an encoder that one of the models does not know; see `Model.check`."""
+        for part in self.parts:
+            part.check(numbers)
+
+    def save(self, folder: Path) -> None:
+        """Write each part into a folder of its own."""
+        for number, part in enumerate(self.parts):
+            (folder / str(number)).mkdir()
+            save(part, folder / str(number))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read back what `save` wrote."""
+        return cls(tuple(load(folder / str(number)) for number in range(_form(folder)["mean"])))
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write a member into an existing, empty folder."""
+    form = {"mean": len(model.parts)} if isinstance(model, Mean) else {"family": family_of(model)}
+    (folder / FORM).write_text(json.dumps(form) + "\n", encoding="utf-8")
+    model.save(folder)
+
+
+def load(folder: Path) -> Model:
+    """Read back what `save` wrote.
+
+    Raises:
+        ConfigError: no member is there, or one of a form or family that this package does not have.
+    """
+    form = _form(folder)
+    if "mean" in form:
+        return Mean.load(folder)
+    if form.get("family") not in CATALOG:
+        raise ConfigError(f"{folder / FORM} holds {form}; this package reads families {', '.join(CATALOG)} and means")
+    return CATALOG[form["family"]].model.load(folder)
+
+
+def family_of(model: Model) -> str:
+    """The family's name in the catalog."""
+    return next(name for name, spec in CATALOG.items() if spec.model is type(model))
+
+
+def _form(folder: Path) -> dict[str, Any]:
+    path = folder / FORM
+    try:
+        form = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}; fit the member again") from None
+    if not isinstance(form, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {form!r}; fit the member again")
+    return form
