@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dkt_ray.data.history import Coded, Histories
+from dkt_ray.ensemble import member
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories, moments
 from dkt_ray.models.base import Model
 from dkt_ray.models.catalog import CATALOG
@@ -78,7 +79,7 @@ def save_members(folder: Path, seed: int = 0) -> dict[str, Path]:
     members = {family: folder / family for family in SMALL}
     for family, model in trained(seed).items():
         members[family].mkdir(parents=True)
-        model.save(members[family])
+        member.save(model, members[family])
     return members
 
 

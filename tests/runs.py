@@ -9,6 +9,7 @@ import polars as pl
 
 from dkt_ray.data.history import Histories
 from dkt_ray.data.ingest import DataConfig
+from dkt_ray.ensemble import member
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.features.encoder import EncoderConfig
 from dkt_ray.models.catalog import CATALOG
@@ -52,9 +53,10 @@ def make_run(store: str, dataset: Dataset, name: str = "default", seed: int = 0)
     for family, settings in bundles.SMALL.items():
         config = CATALOG[family].config(seed=seed, **settings)
         with tempfile.TemporaryDirectory() as model:
-            fit(family, config, data, iterations=bundles.ITERATIONS[family]).model.save(Path(model))
+            member.save(fit(family, config, data, iterations=bundles.ITERATIONS[family]).model, Path(model))
             run.upload(Path(model), f"members/{family}/model")
-        facts = {"family": family, "config": config.model_dump(mode="json"), "auc": 0.7, "best_iteration": 1}
+        facts = {"name": family, "family": family, "origin": "default", "seeds": 1, "served": "refit"}
+        facts |= {"config": config.model_dump(mode="json"), "auc": 0.7, "best_iteration": 1, "score_us": 1.0}
         facts |= {"fingerprint": "e" * 16, "dataset": dataset.manifest.fingerprint}
         run.write_json(f"members/{family}/member.json", facts)
     blend = {"method": "simplex", "weights": bundles.WEIGHTS, "calibrator": None}

@@ -20,6 +20,7 @@ from pydantic import Field
 from dkt_ray.config import Config
 from dkt_ray.data.history import Coded
 from dkt_ray.data.simulation.filter import PARTICLES
+from dkt_ray.ensemble import member
 from dkt_ray.ensemble.blend import blend
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.batch import Rows
@@ -27,7 +28,6 @@ from dkt_ray.features.dataset import Dataset, Vault
 from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.metrics import first_attempts
 from dkt_ray.models.base import Model
-from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines import figures, trained
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Kind, Settings, make_report, measure_in_turn
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
@@ -249,7 +249,7 @@ def _of_run(dataset: Dataset, folder: Store, training_users: set[str]) -> Fitted
         _check_users(family, folder, training_users)
         with tempfile.TemporaryDirectory() as local:
             folder.download(f"members/{family}/model", Path(local))
-            members[family] = CATALOG[family].model.load(Path(local))
+            members[family] = member.load(Path(local))
         members[family].check(dataset.state.number_names)
     return Fitted(f"run {folder.url.rsplit('/', 1)[-1]}", dataset.state, members, weights)
 

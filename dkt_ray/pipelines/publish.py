@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from dkt_ray.config import Config
+from dkt_ray.ensemble import member
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.dataset import Dataset
-from dkt_ray.models.catalog import CATALOG
 from dkt_ray.registry import bundle, catalogue
 from dkt_ray.registry.bundle import Provenance
 from dkt_ray.registry.store import Registry
@@ -112,9 +112,7 @@ def _build(
 
 def _mastery_lowered(dataset: Dataset, members: Mapping[str, Path], weights: Mapping[str, float]) -> float | None:
     """Share of right answers after which the ensemble thinks less of the concept; see `ensemble.mastery`."""
-    scorer = Scorer(
-        dataset.state, {family: CATALOG[family].model.load(folder) for family, folder in members.items()}, weights
-    )
+    scorer = Scorer(dataset.state, {name: member.load(folder) for name, folder in members.items()}, weights)
     questions = catalogue.Catalogue(catalogue.table(dataset.state))
     histories = dataset.sample(MASTERY_USERS)
     return lowered_share(scorer, histories, questions.probes(questions.concepts), MASTERY_SAMPLE, seed=0)

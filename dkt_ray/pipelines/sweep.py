@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 
 from dkt_ray import __version__
 from dkt_ray.config import build
+from dkt_ray.ensemble import member
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.dataset import Dataset, Manifest
 from dkt_ray.models.catalog import CATALOG
@@ -110,7 +111,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     members = {family: folder.read_json(member_key(family)) for family in config.families}
     return {
         "run": config.run,
-        "families": {family: _summary(member) for family, member in members.items()},
+        "families": {family: _summary(facts) for family, facts in members.items()},
         "seconds": round(time.monotonic() - started, 1),
         "reused": not todo,
     }
@@ -144,7 +145,7 @@ def _sweep(
     for family in spaces:
         with tempfile.TemporaryDirectory() as local:
             folder.download(f"members/{family}/model", Path(local))
-            draw_importance(CATALOG[family].model.load(Path(local)), family, folder.child(f"members/{family}"))
+            draw_importance(member.load(Path(local)), family, folder.child(f"members/{family}"))
 
 
 def _space(family: str, config: TuneConfig) -> FamilySpace:
@@ -232,9 +233,9 @@ def _choice(family: str, trials: pa.Table, digest: str) -> Chosen:
     return Chosen(family, json.loads(best["config"]), best["best_iteration"], len(own), digest)
 
 
-def _summary(member: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: member[name] for name in ("trials", "auc", "config", "fingerprint")}
-    return kept | {"iterations": member["best_iteration"]}
+def _summary(facts: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: facts[name] for name in ("trials", "auc", "config", "fingerprint")}
+    return kept | {"iterations": facts["best_iteration"]}
 
 
 def _check_families(families: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
     manifest.json       what it is and where it came from, and the SHA-256 and size of every other file
     state/              the encoder's fitted state
     questions.parquet   the catalogue: question, test, concepts, count, graded, right, probe
-    members/<family>/   one folder per member, as Model.save wrote it
+    members/<name>/     one folder per member, as `ensemble.member.save` wrote it
     blend.json          weights on the simplex
     golden.json         32 made-up requests with the answers that this bundle gave when it was made
     users.txt           keyed hashes of the training users, only where DKT_PRIVACY_KEY is set
@@ -33,11 +33,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dkt_ray.config import Config
+from dkt_ray.ensemble import member
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import BundleError, ConfigError
 from dkt_ray.features.encoder import ID_COLUMNS, EncoderState
 from dkt_ray.models.base import Model
-from dkt_ray.models.catalog import CATALOG
 from dkt_ray.registry import catalogue, golden
 
 SCHEMA_VERSION: Final = 1
@@ -65,7 +65,7 @@ class Provenance(Config):
     protocol_fingerprint: str | None = None
     """Fingerprint of the evaluation set that the metrics were measured on."""
     members: dict[str, dict[str, Any]]
-    """Per family: config, best iteration, AUC out of fold."""
+    """Per member: family, config, best iteration, AUC out of fold."""
     blend: dict[str, Any] = Field(default_factory=dict)
     """How the weights were found."""
     metrics: dict[str, Any] = Field(default_factory=dict)
@@ -114,8 +114,8 @@ def build(
 
     Args:
         state: the full encoder state (not one that excludes a fold).
-        members: family -> folder that Model.save wrote.
-        weights: family -> weight, on the simplex.
+        members: name -> folder that `ensemble.member.save` wrote.
+        weights: name -> weight, on the simplex.
         users: training users; stored only as HMAC-SHA256 under the key in DKT_PRIVACY_KEY.
 
     Returns:
@@ -231,9 +231,6 @@ def code_digest() -> str:
 
 def _load_scorer(folder: Path) -> Scorer:
     weights = _weights(folder)
-    unknown = sorted(set(weights) - set(CATALOG))
-    if unknown:
-        raise BundleError(f"{folder / 'blend.json'}: families {unknown} are not in this package's {sorted(CATALOG)}")
     present = sorted(path.name for path in (folder / "members").glob("*"))
     if present != sorted(weights):
         raise BundleError(f"{folder / 'members'}: found {present}, blend.json has weights for {sorted(weights)}")
@@ -244,7 +241,7 @@ def _load_scorer(folder: Path) -> Scorer:
 
 def _load_member(folder: Path, state: EncoderState) -> Model:
     try:
-        model = CATALOG[folder.name].model.load(folder)
+        model = member.load(folder)
         model.check(state.number_names)
     except ConfigError as error:
         raise BundleError(f"{folder}: {error}") from None
@@ -255,7 +252,7 @@ def _weights(folder: Path) -> dict[str, float]:
     path = folder / "blend.json"
     weights = _read_json(path).get("weights")
     if not isinstance(weights, dict) or not weights:
-        raise BundleError(f"{path}: weights is {weights!r}, expected a weight per family")
+        raise BundleError(f"{path}: weights is {weights!r}, expected a weight per member")
     values = list(weights.values())
     finite = all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in values)
     if not finite or abs(sum(values) - 1.0) > SIMPLEX_TOLERANCE:

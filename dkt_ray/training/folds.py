@@ -25,6 +25,7 @@ from ray.exceptions import RayTaskError
 
 from dkt_ray.config import build
 from dkt_ray.data.history import ranges
+from dkt_ray.ensemble import member
 from dkt_ray.errors import DktError, TrainingError
 from dkt_ray.features.dataset import Manifest, Split
 from dkt_ray.features.encoder import EncoderState
@@ -175,7 +176,7 @@ def _score_fold(fit: Fit, users: TrainingUsers, resources: Resources, run: Store
 def _refit(fit: Fit, users: TrainingUsers, resources: Resources, run: Store) -> None:
     """Fit on all folds and store the model (runs in a Ray worker)."""
     with claimed(resources), tempfile.TemporaryDirectory() as folder:
-        _fit(fit.choice, TrainingData(users.split.rows, None, users.state)).model.save(Path(folder))
+        member.save(_fit(fit.choice, TrainingData(users.split.rows, None, users.state)).model, Path(folder))
         run.upload(Path(folder), f"members/{fit.choice.family}/model")
     run.write_json(fit.choice.part(ALL), {"iterations": fit.choice.iterations})
 
@@ -195,7 +196,8 @@ def _strike(left: dict[str, set[int]], done: Fit, manifest: Manifest, run: Store
     oof = pa.concat_tables(parts).sort_by([("user", "ascending"), ("position", "ascending")])
     scored = Scored.from_table(oof, f"out-of-fold scores of {choice.family}")
     kept = scored.headline
-    member = {
+    facts = {
+        "name": choice.family,
         "family": choice.family,
         "config": dict(choice.settings),
         "best_iteration": choice.iterations,
@@ -206,6 +208,6 @@ def _strike(left: dict[str, set[int]], done: Fit, manifest: Manifest, run: Store
         "digest": choice.digest,
     }
     run.write_table(f"members/{choice.family}/oof.parquet", oof)
-    run.write_json(member_key(choice.family), member)
+    run.write_json(member_key(choice.family), facts)
     run.delete_prefix(choice.parts)
-    logger.info("%s: out-of-fold auc %.4f", choice.family, member["auc"])
+    logger.info("%s: out-of-fold auc %.4f", choice.family, facts["auc"])

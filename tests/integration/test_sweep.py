@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from dkt_ray.config import build
+from dkt_ray.ensemble import member
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.models.catalog import CATALOG
@@ -121,25 +122,25 @@ def test_a_member_is_complete_and_its_model_can_be_loaded(
     prepared: str, swept: dict[str, Any], family: str, tmp_path: Path
 ) -> None:
     store = open_store(prepared)
-    member = store.read_json(f"runs/default/members/{family}/member.json")
+    facts = store.read_json(f"runs/default/members/{family}/member.json")
     summary = swept["result"]["families"][family]
-    assert (member["auc"], member["config"], member["best_iteration"]) == (
+    assert (facts["auc"], facts["config"], facts["best_iteration"]) == (
         summary["auc"],
         summary["config"],
         summary["iterations"],
     )
     best = max((t for t in trials_of(prepared, "default") if t["family"] == family), key=lambda t: t["auc"])
-    assert member["config"] == json.loads(best["config"])
-    assert member["best_iteration"] == best["best_iteration"]
+    assert facts["config"] == json.loads(best["config"])
+    assert facts["best_iteration"] == best["best_iteration"]
     store.download(f"runs/default/members/{family}/model", tmp_path)
-    model = CATALOG[family].model.load(tmp_path)
+    model = member.load(tmp_path)
     rows = Dataset.open(store, "default").load([0]).rows
     refitted = model.score(rows, rows)
     assert np.isfinite(refitted).all()
     oof = store.read_table(f"runs/default/members/{family}/oof.parquet").to_pandas()
     kept = oof[oof.fold == 0]
     fingerprints = {m["fingerprint"] for m in swept["result"]["families"].values()}
-    assert fingerprints == {member["fingerprint"]}
+    assert fingerprints == {facts["fingerprint"]}
     # the out-of-fold scores are not those of the model that has seen fold 0
     assert len(kept) == (rows.correct != UNKNOWN).sum()
     assert not np.allclose(np.sort(kept.probability), np.sort(refitted[rows.correct != UNKNOWN]))

@@ -80,6 +80,13 @@ def test_a_network_of_a_version_that_kept_no_feature_names_is_refused(copy):
         bundle.load(copy)
 
 
+def test_a_member_of_a_family_that_this_package_does_not_have_is_refused(copy):
+    edit(copy / "members/lstm_attention/form.json", lambda form: form.update(family="gru"))
+    seal(copy)
+    with pytest.raises(BundleError, match=r"members/lstm_attention: .*'gru'.*this package reads families lightgbm"):
+        bundle.load(copy)
+
+
 def test_no_students_answers_or_names_are_in_a_bundle(made):
     folder = made[0]
     requests = json.loads((folder / "bundle/golden.json").read_text())["requests"]
@@ -157,8 +164,8 @@ def test_a_manifest_of_another_kind_is_refused(copy, change, message):
         ({"lightgbm": 1.2, "lstm_attention": -0.2}, "add up to 1"),
         ({"lightgbm": float("nan"), "lstm_attention": 1.0}, "add up to 1"),
         ({"lightgbm": 1.0}, r"members: found"),
-        ({"lightgbm": 0.5, "oracle": 0.5}, r"\['oracle'\] are not in this package's"),
-        ({}, "expected a weight per family"),
+        ({"lightgbm": 0.5, "oracle": 0.5}, r"members: found .*weights for \['lightgbm', 'oracle'\]"),
+        ({}, "expected a weight per member"),
     ],
 )
 def test_weights_off_the_simplex_or_without_their_member_are_refused(copy, weights, message):
