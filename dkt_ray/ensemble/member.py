@@ -7,8 +7,9 @@ form.json    {"family": "lstm"}: the folder holds what the family's model saved
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -40,6 +41,15 @@ class Mean(Model):
         for part in self.parts:
             part.check(numbers)
 
+    def importance(self) -> Mapping[str, float] | None:
+        """Mean share of each column; None where a family cannot tell."""
+        shares = [part.importance() for part in self.parts]
+        known = [share for share in shares if share is not None]
+        if len(known) < len(shares):
+            return None
+        names = dict.fromkeys(chain(*known))
+        return {name: sum(share.get(name, 0.0) for share in known) / len(known) for name in names}
+
     def save(self, folder: Path) -> None:
         """Write each part into a folder of its own."""
         for number, part in enumerate(self.parts):
@@ -54,9 +64,14 @@ class Mean(Model):
 
 def save(model: Model, folder: Path) -> None:
     """Write a member into an existing, empty folder."""
-    form = {"mean": len(model.parts)} if isinstance(model, Mean) else {"family": family_of(model)}
+    form = mean_form(len(model.parts)) if isinstance(model, Mean) else {"family": family_of(model)}
     (folder / FORM).write_text(json.dumps(form) + "\n", encoding="utf-8")
     model.save(folder)
+
+
+def mean_form(parts: int) -> dict[str, Any]:
+    """What the form.json of a mean holds, for those who put its folder together part by part."""
+    return {"mean": parts}
 
 
 def load(folder: Path) -> Model:

@@ -1,7 +1,7 @@
 """(Ray) `dkt tune`: search all families in one Ray Tune experiment, then fit each family's best on every fold.
 
-What a family's settings decide is stored with a digest of them: a second run with nothing changed returns at once, a
-new family does not repeat the others, and an interrupted run goes on where it stopped.
+Trials and members are stored with a digest of what decides them: a second run with nothing changed returns at once, a
+new family or another selection does not repeat the others, and an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from pydantic import Field, field_validator
 from dkt_ray import __version__
 from dkt_ray.config import build
 from dkt_ray.ensemble import member
-from dkt_ray.errors import ConfigError, TrainingError
+from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset, Manifest
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines.importance import draw_importance
 from dkt_ray.storage import Store, open_store
-from dkt_ray.training.folds import Chosen, TrainingUsers, fit_members, member_key
+from dkt_ray.training.folds import TrainingUsers, fit_members, is_complete, member_key
 from dkt_ray.training.resources import Resources, place
 from dkt_ray.training.search import FamilySpace
+from dkt_ray.training.selection import Chosen, SelectionConfig, choose, stale
 from dkt_ray.training.tuning import SearchConfig, TrialResult, nodes, search
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ TRIALS_SCHEMA: Final = pa.schema(
 _TUNE: Final = "tune"  # Ray Tune's own folder in a run
 
 
-class TuneConfig(SearchConfig):
+class TuneConfig(SearchConfig, SelectionConfig):
     """Settings of the sweep."""
 
     store: str = "data/store"
@@ -91,13 +92,13 @@ def run(config: TuneConfig) -> dict[str, Any]:
     """Search, fit and store the members of a run.
 
     Returns:
-        {"run", "families": {family: {"trials", "auc", "iterations", "config", "fingerprint"}}, "seconds", "reused"};
-        `auc` is of the out-of-fold scores.
+        {"run", "families": {family: {"trials", "auc", "iterations", "config", "fingerprint"} of its best member},
+        "members": {name: auc}, "seconds", "reused"}; every `auc` is of out-of-fold scores.
 
     Raises:
         ConfigError: a setting that a family does not have, or resources that no node has.
         NotFoundError: no such dataset.
-        TrainingError: no trial of a family finished.
+        TrainingError: no trial of a family finished, or a member cannot be fitted.
     """
     started = time.monotonic()
     store = open_store(config.store)
@@ -105,25 +106,33 @@ def run(config: TuneConfig) -> dict[str, Any]:
     folder = store.child(f"runs/{config.run}")
     spaces = {family: _space(family, config) for family in config.families}
     digests = {family: _digest(family, space, config, dataset.manifest) for family, space in spaces.items()}
-    todo = [family for family in spaces if not config.resume or not _complete(folder, family, digests[family])]
-    if todo:
-        _sweep({family: spaces[family] for family in todo}, digests, config, dataset, folder)
-    members = {family: folder.read_json(member_key(family)) for family in config.families}
+    trials = _stored_trials(folder)
+    unsearched = [family for family in spaces if not config.resume or not _finished(trials, digests[family])]
+    choices = [] if unsearched else _choices(spaces, trials, digests, config, dataset.manifest)
+    reused = bool(choices) and all(is_complete(choice, folder) for choice in choices)
+    if not reused:
+        choices = _sweep(spaces, unsearched, digests, config, dataset, folder)
+    members = _settle(choices, config.families, folder)
     return {
         "run": config.run,
-        "families": {family: _summary(facts) for family, facts in members.items()},
+        "families": {family: _summary(members[family]) for family in config.families},
+        "members": {name: facts["auc"] for name, facts in members.items()},
         "seconds": round(time.monotonic() - started, 1),
-        "reused": not todo,
+        "reused": reused,
     }
 
 
 def _sweep(
-    spaces: Mapping[str, FamilySpace], digests: Mapping[str, str], config: TuneConfig, dataset: Dataset, folder: Store
-) -> None:
-    """Everything that is left to do for the given families."""
+    spaces: Mapping[str, FamilySpace],
+    unsearched: Sequence[str],
+    digests: Mapping[str, str],
+    config: TuneConfig,
+    dataset: Dataset,
+    folder: Store,
+) -> list[Chosen]:
+    """Search the families that were not, then fit the members that are not there; returns all members."""
     resources = _resources(list(spaces), config)
     trials = _stored_trials(folder)
-    unsearched = [family for family in spaces if not config.resume or not _finished(trials, digests[family])]
     users = ray.put(TrainingUsers(dataset.load(), dataset.state))
     if unsearched:
         found = search(
@@ -137,15 +146,17 @@ def _sweep(
         others = trials.filter(pc.invert(pc.is_in(trials["family"], pa.array(unsearched, pa.string()))))
         trials = pa.concat_tables([others, _trials_table(found, digests)])
         folder.write_table(TRIALS, trials)
-    choices = [_choice(family, trials, digests[family]) for family in spaces]
+    choices = _choices(spaces, trials, digests, config, dataset.manifest)
     if not config.resume:
         for choice in choices:
-            folder.delete_prefix(f"members/{choice.family}")
-    fit_members(choices, resources, users, dataset.manifest, folder, config.concurrency)
-    for family in spaces:
+            folder.delete_prefix(choice.folder)
+    left = [choice for choice in choices if not is_complete(choice, folder)]
+    fit_members(left, resources, users, dataset.manifest, folder, config.concurrency, config.folds_parallel)
+    for choice in left:
         with tempfile.TemporaryDirectory() as local:
-            folder.download(f"members/{family}/model", Path(local))
-            draw_importance(member.load(Path(local)), family, folder.child(f"members/{family}"))
+            folder.download(f"{choice.folder}/model", Path(local))
+            draw_importance(member.load(Path(local)), choice.name, folder.child(choice.folder))
+    return choices
 
 
 def _space(family: str, config: TuneConfig) -> FamilySpace:
@@ -195,10 +206,6 @@ def _experiment(folder: Store, digests: Sequence[str], resume: bool) -> str:
     return name
 
 
-def _complete(folder: Store, family: str, digest: str) -> bool:
-    return folder.exists(member_key(family)) and folder.read_json(member_key(family))["digest"] == digest
-
-
 def _stored_trials(folder: Store) -> pa.Table:
     if not folder.exists(TRIALS):
         return TRIALS_SCHEMA.empty_table()
@@ -218,19 +225,34 @@ def _trials_table(results: Iterable[TrialResult], digests: Mapping[str, str]) ->
     return pa.Table.from_pylist(rows, schema=TRIALS_SCHEMA)
 
 
-def _choice(family: str, trials: pa.Table, digest: str) -> Chosen:
-    """The best trial of a family.
+def _choices(
+    spaces: Mapping[str, FamilySpace],
+    trials: pa.Table,
+    digests: Mapping[str, str],
+    config: TuneConfig,
+    manifest: Manifest,
+) -> list[Chosen]:
+    """The members of all families; see `training.selection.choose`."""
+    choices = []
+    for family, space in spaces.items():
+        own = trials.filter(pc.equal(trials["digest"], digests[family])).to_pylist()
+        choices += choose(family, own, {**space.default, **space.fixed}, config, manifest.fingerprint)
+    return choices
 
-    Raises:
-        TrainingError: none finished; it says why.
-    """
-    own = trials.filter(pc.equal(trials["digest"], digest)).to_pylist()
-    finished = [row for row in own if row["auc"] is not None]
-    if not finished:
-        reasons = "; ".join(sorted({row["reason"] for row in own if row["reason"]})) or "the time budget was too short"
-        raise TrainingError(f"no trial of {family} finished ({len(own)} tried): {reasons}")
-    best = max(finished, key=lambda row: row["auc"])
-    return Chosen(family, json.loads(best["config"]), best["best_iteration"], len(own), digest)
+
+def _settle(choices: Sequence[Chosen], families: Sequence[str], folder: Store) -> dict[str, dict[str, Any]]:
+    """What the run's members are, by name; those that an earlier selection made and this one does not want are gone."""
+    there = {key.split("/")[1] for key in folder.list("members")}
+    for name in stale(there, families, choices):
+        logger.info("member %s is not among the chosen ones any more: removed", name)
+        folder.delete_prefix(f"members/{name}")
+    members = {}
+    for choice in choices:
+        stored = folder.read_json(member_key(choice.name))
+        members[choice.name] = stored | choice.notes
+        if members[choice.name] != stored:  # another search led to the same member
+            folder.write_json(member_key(choice.name), members[choice.name])
+    return members
 
 
 def _summary(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,27 +1,29 @@
-"""(Ray) From chosen settings to members: out-of-fold scores by K fits in parallel, and a model refitted on all folds.
+"""(Ray) From chosen settings to members: out-of-fold scores by fits on every fold, and the model that is served.
 
 Every finished part is in the store at once, so that an interrupted run loses only the fits that were under way.
 
 Layout below the run's part of the store:
-    members/<family>/member.json, oof.parquet, model/          a complete member; member.json is written last
-    members/<family>/parts/<digest>/fold-<k>.parquet, refit.json   finished parts of one that is not
+    members/<name>/member.json, oof.parquet, model/      a complete member; member.json is written last
+    members/<name>/parts/<digest>/fold-<k>-<seed>.parquet, refit-<seed>.json, iterations.json
+                                                         finished parts of one that is not
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections import deque
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from dkt_ray.config import build
 from dkt_ray.data.history import ranges
@@ -31,16 +33,19 @@ from dkt_ray.features.dataset import Manifest, Split
 from dkt_ray.features.encoder import EncoderState
 from dkt_ray.log import progress
 from dkt_ray.metrics import auc
+from dkt_ray.models.base import Model
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.storage import Store
 from dkt_ray.training.fit import fit as fit_model
 from dkt_ray.training.progress import FitResult, TrainingData
-from dkt_ray.training.protocol import Scored, evaluation_set, scored_rows
+from dkt_ray.training.protocol import OOF_SCHEMA, Scored, evaluation_set, scored_rows
 from dkt_ray.training.resources import Resources, claimed
+from dkt_ray.training.selection import Chosen, Fit, fits_of, startable
 
 logger = logging.getLogger(__name__)
 
-ALL: Final = -1  # in place of a fold: hold nobody out
+COST: Final = b"score_us"  # in the metadata of a part: processor microseconds per scored row
+FINGERPRINT: Final = b"fingerprint"  # in those of an out-of-fold table: of its evaluation set
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,40 +62,15 @@ class TrainingUsers:
         return TrainingData(select(self.split, ~inside).rows, held_out.rows, self.state), held_out
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What was chosen for a family, to be fitted on every fold."""
-
-    family: str
-    settings: Mapping[str, Any]
-    iterations: int  # epochs or rounds of every fit: fixed, so that no fold's answers decide when its own fit stops
-    trials: int  # from which it was chosen
-    digest: str  # of everything that decides the member
-
-    @property
-    def parts(self) -> str:
-        """Where finished parts are kept."""
-        return f"members/{self.family}/parts/{self.digest}"
-
-    def part(self, fold: int) -> str:
-        """Key of a fit's result; for `ALL`, of the note that the model is complete."""
-        return f"{self.parts}/refit.json" if fold == ALL else f"{self.parts}/fold-{fold}.parquet"
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One fit to do."""
-
-    choice: Chosen
-    fold: int  # held out; `ALL`: none
-
-    def __str__(self) -> str:
-        return f"{self.choice.family} {'on all folds' if self.fold == ALL else f'without fold {self.fold}'}"
-
-
-def member_key(family: str) -> str:
+def member_key(name: str) -> str:
     """Key of a member's description; its presence means that the member is complete."""
-    return f"members/{family}/member.json"
+    return f"members/{name}/member.json"
+
+
+def is_complete(choice: Chosen, run: Store) -> bool:
+    """Whether the run has the member, of these settings and data."""
+    key = member_key(choice.name)
+    return run.exists(key) and run.read_json(key)["digest"] == choice.digest
 
 
 def select(split: Split, chosen: npt.NDArray[np.bool_]) -> Split:
@@ -107,40 +87,48 @@ def fit_members(
     manifest: Manifest,
     run: Store,
     concurrency: int | None = None,
+    parallel: bool = True,
 ) -> None:
     """Fit and store the members that were chosen; parts that an earlier call finished are kept.
 
     Args:
-        choices: one per family.
+        choices: of distinct names.
         resources: what a fit takes, per family.
         users: a `TrainingUsers` in the object store.
         manifest: of their dataset.
         run: the run's part of the store.
         concurrency: fits at the same time; None: as many as the cluster has room for.
+        parallel: fit the folds of a member at the same time; the scores are the same in turn.
 
     Raises:
-        TrainingError: a fit failed; it names the family and the fold.
+        TrainingError: a fit failed; it names the member and the fold.
     """
     for choice in choices:
         if not run.list(choice.parts):
-            run.delete_prefix(f"members/{choice.family}")  # of other settings
-    left = {choice.family: {ALL, *range(manifest.folds)} for choice in choices}
-    fits = [Fit(choice, fold) for fold in (ALL, *range(manifest.folds)) for choice in choices]  # the longest first
-    todo = deque(fit for fit in fits if not run.exists(fit.choice.part(fit.fold)))
+            run.delete_prefix(choice.folder)  # of other settings
+    fits = fits_of(choices, manifest.folds)
+    todo = [fit for fit in fits if not run.exists(fit.key)]
+    left = Counter(fit.choice.name for fit in todo)
     running: dict[ray.ObjectRef[None], Fit] = {}
     with progress("fit members", len(fits)) as lines:
-        for done in [fit for fit in fits if fit not in todo]:
+        for _ in range(len(fits) - len(todo)):
             lines.advance()
-            _strike(left, done, manifest, run)
+        for choice in choices:
+            if not left[choice.name]:
+                _put_together(choice, manifest, run)
         while todo or running:
-            while todo and (concurrency is None or len(running) < concurrency):
-                fit = todo.popleft()
+            while (concurrency is None or len(running) < concurrency) and (
+                fit := startable(todo, running.values(), parallel)
+            ):
+                todo.remove(fit)
                 running[_start(fit, resources, users, run)] = fit
             ref = ray.wait(list(running))[0][0]
             ended = running.pop(ref)
             _check(ref, ended)
             lines.advance(note=str(ended))
-            _strike(left, ended, manifest, run)
+            left[ended.choice.name] -= 1
+            if not left[ended.choice.name]:
+                _put_together(ended.choice, manifest, run)
 
 
 def _start(
@@ -148,8 +136,8 @@ def _start(
 ) -> ray.ObjectRef[None]:
     # a process that CUDA has once shown no GPU never sees one: where some fits have one, none inherits a process
     once = int(any(share.gpus for share in resources.values()))
-    task = ray.remote(max_calls=once)(_refit if fit.fold == ALL else _score_fold)
     share = resources[fit.choice.family]
+    task = ray.remote(max_calls=once)(TASKS[fit.kind])
     named = task.options(num_cpus=share.cpus, num_gpus=share.gpus, name=str(fit))
     return named.remote(fit, users, share, run)
 
@@ -158,56 +146,104 @@ def _check(ref: ray.ObjectRef[None], fit: Fit) -> None:
     try:
         ray.get(ref)
     except RayTaskError as error:
-        if isinstance(error.cause, DktError):
-            raise TrainingError(f"{fit}: {error.cause}") from error
-        raise
+        raise TrainingError(f"{fit}: {_reason(error.cause)}") from error
+    except RayError as error:  # the worker died, e.g. for want of memory
+        raise TrainingError(f"{fit}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, DktError) else f"{type(error).__name__}: {error}"
+
+
+def _find_iterations(fit: Fit, users: TrainingUsers, resources: Resources, run: Store) -> None:
+    """Fit until the users of one fold stop it, and store after how many iterations (runs in a Ray worker)."""
+    data, _ = users.holding_out(fit.fold)
+    with claimed(resources):
+        found = _fitted(fit, data, None)
+    run.write_json(fit.key, {"iterations": found.best_iteration})
 
 
 def _score_fold(fit: Fit, users: TrainingUsers, resources: Resources, run: Store) -> None:
     """Fit without one fold and store the scores of its users (runs in a Ray worker)."""
     data, held_out = users.holding_out(fit.fold)
     with claimed(resources):
-        model = _fit(fit.choice, replace(data, valid=None)).model
+        model = _fitted(fit, replace(data, valid=None), iterations_of(fit.choice, run)).model
+        started = time.process_time()
         probability = model.score(held_out.rows, held_out.rows)
-    scored = scored_rows(held_out.rows, held_out.users, held_out.fold, probability)
-    run.write_table(fit.choice.part(fit.fold), scored.to_table())
+        seconds = time.process_time() - started
+    _store_model(model, fit, run)
+    table = scored_rows(held_out.rows, held_out.users, held_out.fold, probability).to_table()
+    cost = repr(1e6 * seconds / max(held_out.rows.rows, 1)).encode()
+    run.write_table(fit.key, table.replace_schema_metadata({COST: cost}))
 
 
 def _refit(fit: Fit, users: TrainingUsers, resources: Resources, run: Store) -> None:
     """Fit on all folds and store the model (runs in a Ray worker)."""
-    with claimed(resources), tempfile.TemporaryDirectory() as folder:
-        member.save(_fit(fit.choice, TrainingData(users.split.rows, None, users.state)).model, Path(folder))
-        run.upload(Path(folder), f"members/{fit.choice.family}/model")
-    run.write_json(fit.choice.part(ALL), {"iterations": fit.choice.iterations})
+    iterations = iterations_of(fit.choice, run)
+    with claimed(resources):
+        model = _fitted(fit, TrainingData(users.split.rows, None, users.state), iterations).model
+    _store_model(model, fit, run)
+    run.write_json(fit.key, {"iterations": iterations})
 
 
-def _fit(choice: Chosen, data: TrainingData) -> FitResult:
-    config = build(CATALOG[choice.family].config, choice.settings)
-    return fit_model(choice.family, config, data, iterations=choice.iterations)
+TASKS: Final[Mapping[str, Callable[[Fit, TrainingUsers, Resources, Store], None]]] = {
+    "iterations": _find_iterations,
+    "fold": _score_fold,
+    "refit": _refit,
+}
 
 
-def _strike(left: dict[str, set[int]], done: Fit, manifest: Manifest, run: Store) -> None:
-    """Cross a fit off; after a family's last, put the member together."""
-    choice = done.choice
-    left[choice.family].discard(done.fold)
-    if left[choice.family]:
-        return
-    parts = [run.read_table(choice.part(fold)) for fold in range(manifest.folds)]
-    oof = pa.concat_tables(parts).sort_by([("user", "ascending"), ("position", "ascending")])
-    scored = Scored.from_table(oof, f"out-of-fold scores of {choice.family}")
+def iterations_of(choice: Chosen, run: Store) -> int:
+    """Epochs or rounds of every fit of a member: those of its trial, or those that a fit of its own has found."""
+    return choice.iterations or int(run.read_json(Fit(choice, "iterations").key)["iterations"])
+
+
+def _fitted(fit: Fit, data: TrainingData, iterations: int | None) -> FitResult:
+    family = fit.choice.family
+    return fit_model(family, build(CATALOG[family].config, fit.settings), data, iterations=iterations)
+
+
+def _store_model(model: Model, fit: Fit, run: Store) -> None:
+    if fit.model is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            member.save(model, Path(folder))
+            run.upload(Path(folder), fit.model)
+
+
+def _put_together(choice: Chosen, manifest: Manifest, run: Store) -> None:
+    """Make a member of its parts."""
+    fits = fits_of([choice], manifest.folds)
+    models = [fit.model for fit in fits if fit.model is not None]
+    if len(models) > 1:
+        run.write_json(f"{choice.folder}/model/{member.FORM}", member.mean_form(len(models)))
+    parts = {(fit.fold, fit.number): run.read_table(fit.key) for fit in fits if fit.kind == "fold"}
+    each = [_mean_of([parts[fold, number] for number in range(choice.seeds)]) for fold in range(manifest.folds)]
+    oof = pa.concat_tables(each).sort_by([("user", "ascending"), ("position", "ascending")])
+    scored = Scored.from_table(oof, f"out-of-fold scores of {choice.name}")
     kept = scored.headline
+    fingerprint = evaluation_set(manifest, scored).fingerprint
+    costs = [float(part.schema.metadata[COST]) for part in parts.values()]
     facts = {
-        "name": choice.family,
+        "name": choice.name,
         "family": choice.family,
         "config": dict(choice.settings),
-        "best_iteration": choice.iterations,
+        "seeds": choice.seeds,
+        "served": choice.served,
+        "best_iteration": iterations_of(choice, run),
+        "score_us": round(float(np.mean(costs)) * len(models), 3),
         "auc": auc(scored.correct[kept], scored.probability[kept]),
-        "fingerprint": evaluation_set(manifest, scored).fingerprint,
+        "fingerprint": fingerprint,
         "dataset": manifest.fingerprint,
-        "trials": choice.trials,
         "digest": choice.digest,
     }
-    run.write_table(f"members/{choice.family}/oof.parquet", oof)
-    run.write_json(member_key(choice.family), facts)
+    run.write_table(f"{choice.folder}/oof.parquet", oof.replace_schema_metadata({FINGERPRINT: fingerprint.encode()}))
+    run.write_json(member_key(choice.name), facts | choice.notes)
     run.delete_prefix(choice.parts)
-    logger.info("%s: out-of-fold auc %.4f", choice.family, facts["auc"])
+    logger.info("%s: out-of-fold auc %.4f", choice.name, facts["auc"])
+
+
+def _mean_of(tables: Sequence[pa.Table]) -> pa.Table:
+    """The scores of several seeds of one fold as their mean."""
+    mean = np.mean([table["probability"].to_numpy() for table in tables], axis=0)
+    place = OOF_SCHEMA.get_field_index("probability")
+    return tables[0].replace_schema_metadata(None).set_column(place, OOF_SCHEMA.field(place), pa.array(mean))

@@ -19,9 +19,10 @@ from dkt_ray.metrics import auc
 from dkt_ray.pipelines import blend as ensemble
 from dkt_ray.pipelines import evaluate, prepare, publish, simulate
 from dkt_ray.storage import Store, open_store
-from dkt_ray.training.folds import Chosen, TrainingUsers, fit_members
+from dkt_ray.training.folds import TrainingUsers, fit_members
 from dkt_ray.training.protocol import Scored, evaluation_set
 from dkt_ray.training.resources import Resources
+from dkt_ray.training.selection import Chosen
 
 FAMILIES = {"lightgbm": ({"rounds": 40}, 40), "lstm_attention": ({"width": 16}, 1)}
 SAMPLES = 20
@@ -37,7 +38,7 @@ def tuned(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare.run(build(prepare.PrepareConfig, {"store": str(folder), "data": data}))
     store = open_store(folder)
     dataset = Dataset.open(store, "default")
-    choices = [Chosen(name, settings, iterations, 1, "x") for name, (settings, iterations) in FAMILIES.items()]
+    choices = [Chosen(name, name, settings, iterations, "x") for name, (settings, iterations) in FAMILIES.items()]
     users = ray.put(TrainingUsers(dataset.load(), dataset.state))
     fit_members(choices, dict.fromkeys(FAMILIES, Resources()), users, dataset.manifest, store.child("runs/default"))
     return folder

@@ -131,7 +131,9 @@ def test_a_member_is_complete_and_its_model_can_be_loaded(
     )
     best = max((t for t in trials_of(prepared, "default") if t["family"] == family), key=lambda t: t["auc"])
     assert facts["config"] == json.loads(best["config"])
-    assert facts["best_iteration"] == best["best_iteration"]
+    assert facts["origin"] == f"trial {best['trial']}"
+    if best["status"] == "finished":
+        assert facts["best_iteration"] == best["best_iteration"]
     store.download(f"runs/default/members/{family}/model", tmp_path)
     model = member.load(tmp_path)
     rows = Dataset.open(store, "default").load([0]).rows
@@ -160,21 +162,42 @@ def test_parts_of_an_interrupted_run_are_kept(prepared: str, swept: dict[str, An
     """Without the last fold and the description of a member, only that fold is fitted again, to the same scores."""
     store = open_store(prepared)
     folder = "runs/default/members/lightgbm"
-    member = store.read_json(f"{folder}/member.json")
+    facts = store.read_json(f"{folder}/member.json")
     oof = store.read_table(f"{folder}/oof.parquet")
-    parts = f"{folder}/parts/{member['digest']}"
+    parts = f"{folder}/parts/{facts['digest']}"
     for fold in range(FOLDS - 1):
         of_fold = [value == fold for value in oof["fold"].to_pylist()]
-        store.write_table(f"{parts}/fold-{fold}.parquet", oof.filter(pa.array(of_fold)))
-    store.write_json(f"{parts}/refit.json", {})
+        part = oof.filter(pa.array(of_fold)).replace_schema_metadata({"score_us": "1"})
+        store.write_table(f"{parts}/fold-{fold}-0.parquet", part)
+    for name in ("refit-0", "iterations"):
+        store.write_json(f"{parts}/{name}.json", {"iterations": facts["best_iteration"]})
     model = versions(store, f"{folder}/model")
     store.delete(f"{folder}/member.json")
     started = time.time()
     assert tune(prepared, families=["lightgbm"])["reused"] is False
-    assert store.read_json(f"{folder}/member.json") == member
+    assert store.read_json(f"{folder}/member.json") | {"score_us": 0} == facts | {"score_us": 0}
     assert store.read_table(f"{folder}/oof.parquet").equals(oof)
     assert versions(store, f"{folder}/model") == model
     assert all(Path(prepared, key).stat().st_mtime < started for key in store.list(f"{folder}/model"))
+
+
+def test_another_selection_fits_what_is_new_and_removes_the_rest(prepared: str, swept: dict[str, Any]) -> None:
+    store = open_store(prepared)
+    folder = "runs/default/members"
+    trials, first = trials_of(prepared, "default"), versions(store, f"{folder}/lightgbm")
+    more = tune(prepared, top=2, defaults=True)
+    assert more["reused"] is False
+    assert set(more["members"]) == {*SMALL, *(f"{family}-2" for family in SMALL)}  # two trials: the default is one
+    assert trials_of(prepared, "default") == trials  # nothing was searched again
+    assert {key: version for key, version in versions(store, f"{folder}/lightgbm").items() if key in first} == first
+    facts = [store.read_json(f"{folder}/{name}/member.json") for name in ("lightgbm", "lightgbm-2")]
+    assert [fact["family"] for fact in facts] == ["lightgbm", "lightgbm"]
+    assert sorted(fact["default"] for fact in facts) == [False, True]
+    assert facts[0]["config"] != facts[1]["config"]
+    fewer = tune(prepared)
+    assert fewer["families"] == swept["result"]["families"] == more["families"]
+    assert {key.split("/")[3] for key in store.list(folder)} == set(SMALL)
+    assert fewer["reused"] is True
 
 
 def test_resources_that_nobody_has_are_refused_at_once(prepared: str) -> None:

@@ -57,3 +57,18 @@ def test_what_is_no_member_is_refused(text: str | None, message: str, tmp_path: 
         (tmp_path / member.FORM).write_text(text)
     with pytest.raises(ConfigError, match=message):
         member.load(tmp_path)
+
+
+def test_the_importance_of_a_mean_is_the_mean_where_every_part_knows() -> None:
+    trees, other, network = (
+        bundles.trained()["lightgbm"],
+        bundles.trained(1)["lightgbm"],
+        bundles.trained()["lstm_attention"],
+    )
+    shares = [model.importance() for model in (trees, other)]
+    mean = member.Mean((trees, other)).importance()
+    assert mean is not None
+    for name, share in mean.items():
+        assert share == pytest.approx(sum(each[name] for each in shares) / 2)
+    assert sum(mean.values()) == pytest.approx(1)
+    assert member.Mean((trees, network)).importance() is None
