@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.environment import environment, seconds_of
 from dkt_ray.config import build
 from dkt_ray.data.simulate import SimulateConfig
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.features.batch import Rows
@@ -96,7 +97,7 @@ def _monotone(users: TrainingUsers, prepared: Dataset, config: LightGBMConfig, f
         settings = config.model_copy(update={"monotone": monotone})
         model = train(LightGBM, settings, replace(data, valid=None), iterations=config.rounds).model
         probability = model.score(data.valid, data.valid)
-        scorer = Scorer(state, {"lightgbm": model}, {"lightgbm": 1.0})
+        scorer = Scorer(state, {"lightgbm": model}, Chain.weighted({"lightgbm": 1.0}))
         figures[name] = {
             "auc": auc(data.valid.correct[counted], probability[counted]),
             "lowered": lowered_share(scorer, histories, questions.probes(questions.concepts), SAMPLE, 0),

@@ -10,6 +10,7 @@ import numpy as np
 
 from dkt_ray.data.history import Coded, Histories
 from dkt_ray.ensemble import member
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories, moments
 from dkt_ray.models.base import Model
 from dkt_ray.models.catalog import CATALOG
@@ -91,4 +92,5 @@ def build(folder: Path, members: dict[str, Path], weights: dict[str, float] | No
         members={family: {"auc": 0.7} for family in members},
         metrics={"auc": 0.71, "auc_interval": [0.65, 0.77]},
     )
-    return bundle.build(folder, world().state, members, weights or WEIGHTS, provenance, world().histories.users)
+    chain = Chain.weighted(weights or WEIGHTS)
+    return bundle.build(folder, world().state, members, chain, provenance, world().histories.users)

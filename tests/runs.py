@@ -10,6 +10,7 @@ import polars as pl
 from dkt_ray.data.history import Histories
 from dkt_ray.data.ingest import DataConfig
 from dkt_ray.ensemble import member
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.features.encoder import EncoderConfig
 from dkt_ray.models.catalog import CATALOG
@@ -59,5 +60,5 @@ def make_run(store: str, dataset: Dataset, name: str = "default", seed: int = 0)
         facts |= {"config": config.model_dump(mode="json"), "auc": 0.7, "best_iteration": 1, "score_us": 1.0}
         facts |= {"fingerprint": "e" * 16, "dataset": dataset.manifest.fingerprint}
         run.write_json(f"members/{family}/member.json", facts)
-    blend = {"method": "simplex", "weights": bundles.WEIGHTS, "calibrator": None}
+    blend = {"method": "simplex", "chain": Chain.weighted(bundles.WEIGHTS).model_dump(mode="json")}
     run.write_json("blend.json", blend | {"metrics": METRICS, "fingerprint": "e" * 16})

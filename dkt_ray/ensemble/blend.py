@@ -1,4 +1,4 @@
-"""Weighted soft voting: fixed ratios, weights fitted on the simplex, and their honest out-of-fold scores.
+"""Weighted soft voting: fixed ratios, and weights fitted on the simplex.
 
 Legend: N rows, K members.
 """
@@ -107,18 +107,6 @@ def optimality_gap(p: Floats, y: Int8, weights: Floats) -> float:
     """
     likelihood = _likelihood(p, y)
     return float((likelihood / (likelihood @ weights)[:, None]).mean(0).max() - 1.0)
-
-
-def nested_blend(p: Floats, y: Int8, fold: Int8) -> Floats:
-    """Blend in which the rows of each fold are weighed by weights fitted on the other folds, [N].
-
-    A fold that has no others to learn from gets equal weights.
-    """
-    blended = np.empty(len(p))
-    for held_out in np.unique(fold):
-        rows = fold == held_out
-        blended[rows] = blend(p[rows], fit_simplex(p[~rows], y[~rows]))
-    return blended
 
 
 def _likelihood(p: Floats, y: Int8) -> Floats:

@@ -1,4 +1,4 @@
-"""The weighted ensemble as one function of histories and targets: describe, encode, score with every member, blend.
+"""The ensemble as one function of histories and targets: describe, encode, score with every member, combine.
 
 Serving, the score job, evaluation and a bundle's golden requests all go through `Scorer`.
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dkt_ray.data.history import Coded, Histories, Targets, graded
 from dkt_ray.data.query import Query, gather
-from dkt_ray.ensemble.blend import blend
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.models.base import Model, Probabilities
@@ -35,17 +35,17 @@ class Scores:
 
     def take(self, rows: slice | npt.NDArray[np.int64]) -> Scores:
         """The scores of some of the targets."""
-        members = {family: column[rows] for family, column in self.members.items()}
+        members = {name: column[rows] for name, column in self.members.items()}
         return Scores(self.probability[rows], members, self.unknown[rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Fitted members, their weights, and the encoder state that they share; pure and deterministic."""
+    """Fitted members, the chain that combines them, and the encoder state that they share; pure and deterministic."""
 
     state: EncoderState
     members: Mapping[str, Model]
-    weights: Mapping[str, float]  # on the simplex, one per member
+    chain: Chain
 
     def score(self, histories: Histories, targets: Targets) -> Scores:
         """Probability of a right answer to each target after its user's history.
@@ -55,7 +55,7 @@ class Scorer:
         histories, targets = _described(histories, self.state), _described(targets, self.state)
         encoded = encode(histories, targets, self.state)
         assert encoded.targets is not None
-        return self._blend(encoded.past, encoded.targets, targets.question)
+        return self._combine(encoded.past, encoded.targets, targets.question)
 
     def score_hidden(self, histories: Histories) -> Scores:
         """Score every row whose answer is hidden (-1), in the order of the histories: one encoding, no target rows."""
@@ -65,7 +65,7 @@ class Scorer:
         owners = np.searchsorted(histories.offsets, rows, "right") - 1
         counts = np.bincount(owners, minlength=len(histories.users))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return self._blend(past, past.take(rows, offsets), histories.question.take(rows))
+        return self._combine(past, past.take(rows, offsets), histories.question.take(rows))
 
     def score_queries(self, queries: Sequence[Query]) -> list[Scores]:
         """Score many requests at once; each gets what it would get alone."""
@@ -79,11 +79,10 @@ class Scorer:
                 answers[index] = scores.take(slice(*targets.offsets[position : position + 2]))
         return [answer for answer in answers if answer is not None]
 
-    def _blend(self, past: Rows, targets: Rows, question: Coded) -> Scores:
-        members = {family: model.score(past, targets) for family, model in self.members.items()}
-        columns = np.stack([members[family] for family in self.weights], axis=1)
-        weights = np.array(list(self.weights.values()))
-        return Scores(blend(columns, weights), members, self._unknown(question))
+    def _combine(self, past: Rows, targets: Rows, question: Coded) -> Scores:
+        members = {name: model.score(past, targets) for name, model in self.members.items()}
+        columns = np.stack([members[name] for name in self.chain.members], axis=1)
+        return Scores(self.chain.apply(columns, targets.visible), members, self._unknown(question))
 
     def _unknown(self, question: Coded) -> npt.NDArray[np.bool_]:
         known = self.state.vocabularies["question"]

@@ -1,8 +1,8 @@
-"""(Ray) `dkt ensemble`: weigh the members of a run by their out-of-fold predictions, and report beside baselines.
+"""(Ray) `dkt ensemble`: combine the members of a run by their out-of-fold predictions, and report beside baselines.
 
-Everything is measured on one evaluation set: members, blends, baselines and, for simulated data, the true
-probabilities. A blend's own figures are nested: the rows of each fold are weighed by weights that were fitted on the
-other folds.
+Everything is measured on one evaluation set: members, every way of combining them, baselines and, for simulated data,
+the true probabilities. A combination's own figures are nested: the rows of each fold are combined by what was fitted on
+the other folds.
 
 Legend: N rows, K members.
 """
@@ -13,45 +13,44 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import ray
 from pydantic import Field
 
-from dkt_ray import __version__
-from dkt_ray.config import Config
-from dkt_ray.data.history import Coded, Histories
+from dkt_ray import __version__, metrics
+from dkt_ray.data.history import Coded, Histories, Int32
 from dkt_ray.data.simulation.filter import PARTICLES
-from dkt_ray.ensemble.blend import blend, equal, fit_simplex, fixed, nested_blend
+from dkt_ray.ensemble.chain import Chain, shares_of
+from dkt_ray.ensemble.choice import Members
+from dkt_ray.ensemble.methods import rank_mean
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.dataset import Dataset, Manifest
 from dkt_ray.log import progress
 from dkt_ray.metrics import METRIC_VERSION, first_attempts
 from dkt_ray.pipelines import figures
+from dkt_ray.pipelines.combine import CombineConfig, Combined, combine
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Settings, make_report
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
 from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.baselines import BASELINES, out_of_fold
 from dkt_ray.training.protocol import Scored, align_members, evaluation_set, locate
-from dkt_ray.training.weights import search_weights
 
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
-Method = Literal["simplex", "tuned", "fixed"]
-
 BLEND: Final = "blend.json"
 HOW: Final = (
-    "Every figure is out of fold: a student's answers were scored by models that were fitted on other students; fitted "
-    "weights were nested in the same folds."
+    "Every figure is out of fold: a student's answers were scored by models that were fitted on other students; "
+    "weights, stacks and calibrators were nested in the same folds."
 )
 HEADLINES: Final = ("auc", "auc_capped", "accuracy", "log_loss", "brier", "ece")  # kept with the weights
 
 
-class EnsembleConfig(Config):
+class EnsembleConfig(CombineConfig):
     """Settings of `dkt ensemble`."""
 
     store: str = "data/store"
@@ -59,15 +58,9 @@ class EnsembleConfig(Config):
     dataset: str = "default"
     """The dataset that the run was tuned on."""
     run: str = "default"
-    """The run whose members are weighed."""
+    """The run whose members are combined."""
     members: tuple[str, ...] | None = None
-    """Families to weigh; unset: all that the run has."""
-    method: Method = "simplex"
-    """simplex: lowest log-loss; tuned: highest AUROC among Ray Tune's trials; fixed: the ratio below."""
-    ratio: dict[str, float] | None = None
-    """Fixed weights, e.g. {bert: 8, saint: 1, lightgbm: 0.5, lstm_attention: 0.5}; unset: equal ones."""
-    tune_trials: int = Field(default=12, ge=0)
-    """Trials of the search by Ray Tune; 0: no search."""
+    """Members to combine; unset: all that the run has."""
     truth: str | None = None
     """The simulator's truth.parquet (true probabilities): the oracle of the report."""
     yardstick: int = Field(default=0, ge=0)
@@ -78,30 +71,19 @@ class EnsembleConfig(Config):
     """Bootstrap resamples of the users."""
     last_answers: bool = False
     """Also report the AUROC of last answers; only for competition-type logs, elsewhere an artefact."""
-    seed: int = 0
-    """Seed of the bootstrap and of the search."""
-
-
-class Weighing(NamedTuple):
-    """One way of weighing the members."""
-
-    weights: Floats  # [K], fitted on all rows
-    blended: Floats  # [N], weighed without the row's own fold where weights are fitted
 
 
 def run(config: EnsembleConfig) -> dict[str, Any]:
-    """Fit the weights of a run's members, compare, and write blend.json, report.json and report.html.
+    """Combine a run's members in every way, compare, and write blend.json, report.json and report.html.
 
     Returns:
-        auc (by family, `ensemble`, the other ways of weighing, baselines, `oracle` if known), auc_interval (of the
+        auc (by member, `ensemble`, the ways of combining, baselines, `oracle` if known), auc_interval (of the
         ensemble), weights, fingerprint (of the evaluation set), report (where the page is), reused.
 
     Raises:
         NotFoundError: no such dataset, or a member is not there.
         ConfigError: members that were not scored on the same rows, a constant one, or a ratio that does not fit.
     """
-    if config.method == "tuned" and not config.tune_trials:
-        raise ConfigError("method=tuned needs trials; set tune_trials to 1 or more, or choose another method")
     store = open_store(config.store)
     dataset = Dataset.open(store, config.dataset)
     folder = store.child(f"runs/{config.run}")
@@ -110,8 +92,9 @@ def run(config: EnsembleConfig) -> dict[str, Any]:
     report = read_report(folder, REPORT) if folder.exists(BLEND) else None
     reused = report is not None and report["digest"] == digest
     if report is None or not reused:
-        report = _measure(config, dataset, folder, facts) | {"digest": digest}
-        _write_weights(report, folder)
+        report, chain = _measure(config, dataset, folder, facts)
+        report["digest"] = digest
+        _write_chain(report, chain, folder)
     report["ledger"] = figures.ledger(store)
     write_report(report, folder, REPORT)
     logger.info("evaluation set %s\n%s", report["fingerprint"], text_table(report))
@@ -137,8 +120,8 @@ def read_facts(folder: Store, wanted: tuple[str, ...] | None) -> dict[str, dict[
 
 def _measure(
     config: EnsembleConfig, dataset: Dataset, folder: Store, facts: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Everything that the report holds."""
+) -> tuple[dict[str, Any], Chain]:
+    """Everything that the report holds, and what is served."""
     scored = {
         name: Scored.from_table(folder.read_table(f"members/{name}/oof.parquet"), f"member {name}") for name in facts
     }
@@ -149,10 +132,10 @@ def _measure(
     evaluation = evaluation_set(dataset.manifest, base)
     figures.require_same({name: str(fact["fingerprint"]) for name, fact in facts.items()}, evaluation)
     logger.info("evaluation set %s: %d rows, members %s", evaluation.fingerprint, evaluation.rows, ", ".join(scored))
-    histories, answers, baselines = _dataset_columns(dataset, base)
-    ways = weigh(config, list(scored), columns, base)
-    contenders = {_named(way, config.method): Contender("ensemble", found.blended) for way, found in ways.items()}
-    contenders |= {name: Contender("member", member.probability) for name, member in scored.items()}
+    histories, answers, length, baselines = _dataset_columns(dataset, base)
+    members = Members(tuple(scored), columns, base.correct, length, base.fold, base.user.codes)
+    combined = combine(config, members)
+    contenders = _contenders(combined, members)
     contenders |= {name: Contender("baseline", ray.get(column)) for name, column in baselines.items()}
     contenders |= oracle(simulator, dataset.manifest, base)
     how = Settings(config.samples, config.seed, config.last_answers)
@@ -161,39 +144,63 @@ def _measure(
         evaluation,
         answers,
         contenders,
-        {way: dict(zip(scored, found.weights.tolist(), strict=True)) for way, found in ways.items()},
+        _shares(combined, members),
         how,
         _measure_in_parallel,
     )
-    return report | yardstick(simulator, histories, base, answers, contenders, how)
+    report["ensemble"] = _told(combined, members, facts)
+    report |= yardstick(simulator, histories, base, answers, contenders, how)
+    return report, combined.served.chain
 
 
-def weigh(config: EnsembleConfig, members: list[str], p: Floats, base: Scored) -> dict[Method, Weighing]:
-    """Every way of weighing the members, the chosen one first.
+def _contenders(combined: Combined, members: Members) -> dict[str, Contender]:
+    """The served ensemble, every way of combining all members, and the members."""
+    served, method = combined.served, combined.method
+    columns = {"ensemble": served.nested}
+    if combined.chosen is not None:
+        columns["ensemble_chosen"] = combined.chosen
+    unchanged = served.nested is combined.ways[method].nested
+    columns |= {f"ensemble_{name}": w.nested for name, w in combined.ways.items() if not (unchanged and name == method)}
+    if len(members.names) > 1:
+        columns["ensemble_rank"] = rank_mean(members.p)
+    contenders = {name: Contender("ensemble", column) for name, column in columns.items()}
+    return contenders | {name: Contender("member", members.p[:, k]) for k, name in enumerate(members.names)}
 
-    Args:
-        members: names of the columns of `p`.
-        p: [N, K] out-of-fold probabilities.
-        base: their rows.
-    """
-    if len(members) == 1:
-        return {config.method: Weighing(equal(1), p[:, 0])}
-    ratio = equal(len(members)) if config.ratio is None else fixed(config.ratio, members)
-    ways: dict[Method, Weighing] = {
-        "simplex": Weighing(fit_simplex(p, base.correct), nested_blend(p, base.correct, base.fold)),
-        "fixed": Weighing(ratio, blend(p, ratio)),
+
+def _shares(combined: Combined, members: Members) -> dict[str, dict[str, float]]:
+    """How much each member counts, by way; what is served first, and 0 for members that were dropped from it."""
+    nothing, served = dict.fromkeys(members.names, 0.0), combined.served.chain
+    ways = {name: shares_of(way.combination, members.names) for name, way in combined.ways.items()}
+    return {combined.method: nothing | served.shares} | {k: v for k, v in ways.items() if k != combined.method}
+
+
+def _told(combined: Combined, members: Members, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the report says of the ensemble beside its figures."""
+    served = combined.served
+    cost = {name: facts[name].get("score_us") for name in members.names}
+    paid = [cost[name] for name in served.chain.members]
+    return {
+        "removals": [removal._asdict() for removal in served.removals],
+        "stability": combined.stability,
+        "score_us": cost | {"ensemble": None if None in paid else sum(us for us in paid if us is not None)},
+        "calibrator": None if served.chain.calibrator is None else served.chain.calibrator.kind,
+        "before": _calibration(members, served.uncalibrated),
+        "after": _calibration(members, served.nested),
     }
-    if config.tune_trials:
-        ways["tuned"] = Weighing(*search_weights(p, base.correct, base.fold, config.tune_trials, config.seed))
-    return {config.method: ways.pop(config.method), **ways}
 
 
-def _named(way: Method, chosen: Method) -> str:
-    return "ensemble" if way == chosen else f"ensemble_{way}"
+def _calibration(members: Members, p: Floats) -> dict[str, Any]:
+    return {
+        "log_loss": metrics.log_loss(members.y, p),
+        "ece": metrics.ece(members.y, p),
+        "bins": figures.calibration(members.y, p),
+    }
 
 
-def _dataset_columns(dataset: Dataset, base: Scored) -> tuple[Histories, Answers, dict[str, ray.ObjectRef[Floats]]]:
-    """The histories, the scored rows, and each baseline's scores of them (under way in Ray)."""
+def _dataset_columns(
+    dataset: Dataset, base: Scored
+) -> tuple[Histories, Answers, Int32, dict[str, ray.ObjectRef[Floats]]]:
+    """The histories, the scored rows, how many rows each may read, and each baseline's scores of them (under way)."""
     split = dataset.load()
     owner = np.repeat(np.arange(len(split.users), dtype=np.int32), np.diff(split.rows.offsets))
     place = locate(Coded(owner, split.users), split.rows.position, base)
@@ -208,7 +215,7 @@ def _dataset_columns(dataset: Dataset, base: Scored) -> tuple[Histories, Answers
     score = ray.remote(_baseline)
     names = tuple(dataset.manifest.numbers)
     baselines = {name: score.remote(name, rows, names, place) for name in BASELINES}
-    return histories, Answers.of(base, first), baselines
+    return histories, Answers.of(base, first), split.rows.visible[place], baselines
 
 
 def _baseline(name: str, split: tuple[Any, Any], names: tuple[str, ...], place: npt.NDArray[np.int64]) -> Floats:
@@ -245,12 +252,11 @@ def _digest(config: EnsembleConfig, manifest: Manifest, facts: Mapping[str, Any]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write_weights(report: Mapping[str, Any], folder: Store) -> None:
+def _write_chain(report: Mapping[str, Any], chain: Chain, folder: Store) -> None:
     ensemble = report["models"]["ensemble"]
     blend_json = {
         "method": report["method"],
-        "weights": report["weights"][report["method"]],
-        "calibrator": None,
+        "chain": chain.model_dump(mode="json"),
         "metrics": {name: ensemble[name] for name in HEADLINES},
         "fingerprint": report["fingerprint"],
     }

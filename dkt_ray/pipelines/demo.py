@@ -92,7 +92,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
     )
     stages.run("tune", lambda: sweep.run(_tune_config(config)))
     weighed = stages.run(
-        "ensemble", lambda: blend.run(blend.EnsembleConfig(store=config.store, dataset=RUN, run=RUN, truth=truth))
+        "ensemble",
+        lambda: blend.run(
+            blend.EnsembleConfig(store=config.store, dataset=RUN, run=RUN, truth=truth, at_least=len(config.families))
+        ),
     )
     published = stages.run(
         "publish", lambda: publish.run(publish.PublishConfig(store=config.store, dataset=RUN, run=RUN))

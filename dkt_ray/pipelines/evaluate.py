@@ -17,11 +17,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from dkt_ray.config import Config
+from dkt_ray.config import Config, build
 from dkt_ray.data.history import Coded
 from dkt_ray.data.simulation.filter import PARTICLES
 from dkt_ray.ensemble import member
-from dkt_ray.ensemble.blend import blend
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.dataset import Dataset, Vault
@@ -80,12 +80,12 @@ class EvaluateConfig(Config):
 
 
 class Fitted(NamedTuple):
-    """Models that were fitted on every training user, and their weights."""
+    """Models that were fitted on every training user, and the chain that combines them."""
 
     source: str  # run, or bundle
     state: EncoderState
     members: Mapping[str, Model]
-    weights: Mapping[str, float]
+    chain: Chain
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -184,11 +184,11 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         simulator.check(dataset.manifest)
     vault = dataset.open_vault(config.reason)
     past = vault.rows if fitted.state is dataset.state else encode(vault.histories, None, fitted.state).past
-    scores = {family: model.score(past, past) for family, model in fitted.members.items()}
-    columns = np.stack([scores[family] for family in fitted.weights], axis=1)
+    scores = {name: model.score(past, past) for name, model in fitted.members.items()}
+    columns = np.stack([scores[name] for name in fitted.chain.members], axis=1)
     names = dataset.manifest.numbers
     kinds: dict[Kind, dict[str, Any]] = {
-        "ensemble": {"ensemble": blend(columns, np.array(list(fitted.weights.values())))},
+        "ensemble": {"ensemble": fitted.chain.apply(columns, past.visible)},
         "member": scores,
         "baseline": {name: baseline(train.rows, vault.rows, names) for name, baseline in BASELINES.items()},
     }
@@ -202,7 +202,7 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         evaluation_set(dataset.manifest, base, ON_ALL_FOLDS),
         answers,
         contenders,
-        {fitted.source: fitted.weights},
+        {fitted.source: fitted.chain.shares},
         _settings(config),
         measure_in_turn,
     )
@@ -210,12 +210,12 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
 
 
 def _fitted(config: EvaluateConfig, store: Store, dataset: Dataset, folder: Store, users: set[str]) -> Fitted:
-    """What is scored: a bundle, the models of `dkt train`, or the members and weights of `dkt ensemble`."""
+    """What is scored: a bundle, the models of `dkt train`, or the members and chain of `dkt ensemble`."""
     if config.bundle:
         return _of_bundle(config.bundle, store)
     if names := _trained(config, folder):
         members = trained.load(folder, dataset, names)
-        return Fitted(f"run {config.run}", dataset.state, members, dict.fromkeys(names, 1 / len(names)))
+        return Fitted(f"run {config.run}", dataset.state, members, Chain.weighted(dict.fromkeys(names, 1 / len(names))))
     return _of_run(dataset, folder, users)
 
 
@@ -234,32 +234,32 @@ def _answers(vault: Vault, base: Scored) -> tuple[Answers, Any]:
 
 
 def _of_run(dataset: Dataset, folder: Store, training_users: set[str]) -> Fitted:
-    """A run's members, refitted on all folds, and the weights of its ensemble.
+    """A run's members, refitted on all folds, and the chain of its ensemble.
 
     Raises:
         NotFoundError: the run has no ensemble yet.
         ConfigError: they were fitted on users who are test users of this dataset, or on other features.
     """
     try:
-        weights = folder.read_json("blend.json")["weights"]
+        chain = build(Chain, folder.read_json("blend.json")["chain"])
     except NotFoundError:
         raise NotFoundError(f"no blend.json in {folder.url}; make it with dkt ensemble") from None
     members = {}
-    for family in weights:
-        _check_users(family, folder, training_users)
+    for name in chain.members:
+        _check_users(name, folder, training_users)
         with tempfile.TemporaryDirectory() as local:
-            folder.download(f"members/{family}/model", Path(local))
-            members[family] = member.load(Path(local))
-        members[family].check(dataset.state.number_names)
-    return Fitted(f"run {folder.url.rsplit('/', 1)[-1]}", dataset.state, members, weights)
+            folder.download(f"members/{name}/model", Path(local))
+            members[name] = member.load(Path(local))
+        members[name].check(dataset.state.number_names)
+    return Fitted(f"run {folder.url.rsplit('/', 1)[-1]}", dataset.state, members, chain)
 
 
-def _check_users(family: str, folder: Store, training_users: set[str]) -> None:
+def _check_users(name: str, folder: Store, training_users: set[str]) -> None:
     """Refuse a member that was fitted on users who are not training users now."""
-    fitted_on = set(folder.read_table(f"members/{family}/oof.parquet", ["user"])["user"].unique().to_pylist())
+    fitted_on = set(folder.read_table(f"members/{name}/oof.parquet", ["user"])["user"].unique().to_pylist())
     if strangers := fitted_on - training_users:
         raise ConfigError(
-            f"member {family} was fitted on {len(strangers)} users who are not training users of the dataset now, e.g. "
+            f"member {name} was fitted on {len(strangers)} users who are not training users of the dataset now, e.g. "
             f"{min(strangers)}: it was prepared anew; run dkt tune again"
         )
 
@@ -270,4 +270,4 @@ def _of_bundle(name: str, store: Store) -> Fitted:
     with tempfile.TemporaryDirectory() as local:
         registry.fetch(digest, Path(local))
         scorer = bundles.load(Path(local), digest).scorer
-    return Fitted(f"bundle {digest[:12]}", scorer.state, scorer.members, scorer.weights)
+    return Fitted(f"bundle {digest[:12]}", scorer.state, scorer.members, scorer.chain)

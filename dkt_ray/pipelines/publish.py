@@ -1,4 +1,4 @@
-"""`dkt publish`: make a bundle of a run's members, weights and encoder state, and put it into the registry."""
+"""`dkt publish`: make a bundle of a run's members, chain and encoder state, and put it into the registry."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dkt_ray.config import Config
+from dkt_ray.config import Config, build
 from dkt_ray.ensemble import member
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import ConfigError, NotFoundError
@@ -35,7 +36,7 @@ class PublishConfig(Config):
     dataset: str = "default"
     """The dataset that the run was tuned on."""
     run: str = "default"
-    """The run whose members and weights are bundled."""
+    """The run whose members and chain are bundled."""
     promote: bool = False
     """Also move the alias, without a rollout: for a service that is not running."""
     alias: str = "champion"
@@ -49,17 +50,17 @@ def run(config: PublishConfig) -> dict[str, Any]:
         bundle (digest), metrics (of the ensemble: out of fold, and `mastery_lowered`), promoted.
 
     Raises:
-        NotFoundError: no such dataset or run, or the run has no weights yet.
+        NotFoundError: no such dataset or run, or the run has no ensemble yet.
         ConfigError: the dataset was prepared anew since the run.
         BundleError: the bundle does not verify; nothing is published.
     """
     store = open_store(config.store)
     dataset = Dataset.open(store, config.dataset)
-    blend, facts = _read_run(store.child(f"runs/{config.run}"), config)
+    blend, chain, facts = _read_run(store.child(f"runs/{config.run}"), config)
     _check_dataset(facts, dataset)
     with tempfile.TemporaryDirectory(prefix="dkt-publish-") as local:
         folder = Path(local)
-        digest = _build(folder, dataset, store.child(f"runs/{config.run}"), blend, facts)
+        digest = _build(folder, dataset, store.child(f"runs/{config.run}"), blend, chain, facts)
         metrics = bundle.verify(folder / "bundle", digest).manifest.provenance.metrics
         registry = Registry(store)
         registry.publish(folder / "bundle", digest)
@@ -70,15 +71,16 @@ def run(config: PublishConfig) -> dict[str, Any]:
     return {"bundle": digest, "metrics": metrics, "promoted": config.promote}
 
 
-def _read_run(run: Store, config: PublishConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """blend.json of a run, and member.json of each member that has a weight."""
+def _read_run(run: Store, config: PublishConfig) -> tuple[dict[str, Any], Chain, dict[str, dict[str, Any]]]:
+    """blend.json of a run, its chain, and member.json of each member of the chain."""
     try:
         blend = run.read_json("blend.json")
     except NotFoundError:
         raise NotFoundError(
-            f"no weights in {run.url}: make them with dkt ensemble --set store={config.store} --set run={config.run}"
+            f"no ensemble in {run.url}: make it with dkt ensemble --set store={config.store} --set run={config.run}"
         ) from None
-    return blend, {family: run.read_json(f"members/{family}/member.json") for family in blend["weights"]}
+    chain = build(Chain, blend["chain"])
+    return blend, chain, {name: run.read_json(f"members/{name}/member.json") for name in chain.members}
 
 
 def _check_dataset(facts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> None:
@@ -92,27 +94,32 @@ def _check_dataset(facts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> 
 
 
 def _build(
-    folder: Path, dataset: Dataset, run: Store, blend: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]
+    folder: Path,
+    dataset: Dataset,
+    run: Store,
+    blend: Mapping[str, Any],
+    chain: Chain,
+    facts: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    members = {family: folder / "members" / family for family in blend["weights"]}
-    for family, path in members.items():
+    members = {name: folder / "members" / name for name in chain.members}
+    for name, path in members.items():
         path.mkdir(parents=True)
-        run.download(f"members/{family}/model", path)
+        run.download(f"members/{name}/model", path)
     provenance = Provenance(
         dataset=dataset.name,
         dataset_fingerprint=dataset.manifest.fingerprint,
         protocol_fingerprint=blend["fingerprint"],
-        members={family: dict(fact) for family, fact in facts.items()},
+        members={name: dict(fact) for name, fact in facts.items()},
         blend={"method": blend["method"]},
-        metrics=dict(blend["metrics"]) | {"mastery_lowered": _mastery_lowered(dataset, members, blend["weights"])},
+        metrics=dict(blend["metrics"]) | {"mastery_lowered": _mastery_lowered(dataset, members, chain)},
     )
     users = _training_users(dataset)
-    return bundle.build(folder / "bundle", dataset.state, members, blend["weights"], provenance, users)
+    return bundle.build(folder / "bundle", dataset.state, members, chain, provenance, users)
 
 
-def _mastery_lowered(dataset: Dataset, members: Mapping[str, Path], weights: Mapping[str, float]) -> float | None:
+def _mastery_lowered(dataset: Dataset, members: Mapping[str, Path], chain: Chain) -> float | None:
     """Share of right answers after which the ensemble thinks less of the concept; see `ensemble.mastery`."""
-    scorer = Scorer(dataset.state, {name: member.load(folder) for name, folder in members.items()}, weights)
+    scorer = Scorer(dataset.state, {name: member.load(folder) for name, folder in members.items()}, chain)
     questions = catalogue.Catalogue(catalogue.table(dataset.state))
     histories = dataset.sample(MASTERY_USERS)
     return lowered_share(scorer, histories, questions.probes(questions.concepts), MASTERY_SAMPLE, seed=0)

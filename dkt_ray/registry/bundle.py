@@ -4,7 +4,7 @@
     state/              the encoder's fitted state
     questions.parquet   the catalogue: question, test, concepts, count, graded, right, probe
     members/<name>/     one folder per member, as `ensemble.member.save` wrote it
-    blend.json          weights on the simplex
+    chain.json          what makes one probability of the members': a combination, and a calibrator
     golden.json         32 made-up requests with the answers that this bundle gave when it was made
     users.txt           keyed hashes of the training users, only where DKT_PRIVACY_KEY is set
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import math
 import os
 import re
 import shutil
@@ -32,19 +31,21 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from dkt_ray import config
 from dkt_ray.config import Config
 from dkt_ray.ensemble import member
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import BundleError, ConfigError
 from dkt_ray.features.encoder import ID_COLUMNS, EncoderState
 from dkt_ray.models.base import Model
 from dkt_ray.registry import catalogue, golden
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
+CHAIN: Final = "chain.json"
 PRIVACY_KEY: Final = "DKT_PRIVACY_KEY"
 PACKAGES: Final = ("dkt-ray", "lightgbm", "numba", "numpy", "polars", "pyarrow", "safetensors", "torch")
-SIMPLEX_TOLERANCE: Final = 1e-9
 NOT_FINITE: Final = re.compile(rb"(?:^|[=\s])-?(?:nan|inf)", re.IGNORECASE)
 
 
@@ -67,7 +68,7 @@ class Provenance(Config):
     members: dict[str, dict[str, Any]]
     """Per member: family, config, best iteration, AUC out of fold."""
     blend: dict[str, Any] = Field(default_factory=dict)
-    """How the weights were found."""
+    """How the members were combined."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """Metrics of the ensemble out of fold, with their intervals."""
 
@@ -106,7 +107,7 @@ def build(
     folder: Path,
     state: EncoderState,
     members: Mapping[str, Path],
-    weights: Mapping[str, float],
+    chain: Chain,
     provenance: Provenance,
     users: Iterable[str] = (),
 ) -> str:
@@ -115,7 +116,7 @@ def build(
     Args:
         state: the full encoder state (not one that excludes a fold).
         members: name -> folder that `ensemble.member.save` wrote.
-        weights: name -> weight, on the simplex.
+        chain: combines exactly these members.
         users: training users; stored only as HMAC-SHA256 under the key in DKT_PRIVACY_KEY.
 
     Returns:
@@ -132,7 +133,7 @@ def build(
     pq.write_table(catalogue.table(state), folder / catalogue.FILE, compression="zstd")
     for family, source in members.items():
         shutil.copytree(source, folder / "members" / family)
-    _write_json(folder / "blend.json", {"weights": dict(weights)})
+    _write_json(folder / CHAIN, chain.model_dump(mode="json"))
     users_note = _write_users(folder, users)
     _check_finite(folder)
     scorer = _load_scorer(folder)
@@ -230,13 +231,13 @@ def code_digest() -> str:
 
 
 def _load_scorer(folder: Path) -> Scorer:
-    weights = _weights(folder)
+    chain = _chain(folder)
     present = sorted(path.name for path in (folder / "members").glob("*"))
-    if present != sorted(weights):
-        raise BundleError(f"{folder / 'members'}: found {present}, blend.json has weights for {sorted(weights)}")
+    if present != sorted(chain.members):
+        raise BundleError(f"{folder / 'members'}: found {present}, {CHAIN} combines {sorted(chain.members)}")
     state = EncoderState.load(folder / "state")
-    members = {family: _load_member(folder / "members" / family, state) for family in weights}
-    return Scorer(state, members, weights)
+    members = {name: _load_member(folder / "members" / name, state) for name in chain.members}
+    return Scorer(state, members, chain)
 
 
 def _load_member(folder: Path, state: EncoderState) -> Model:
@@ -248,16 +249,12 @@ def _load_member(folder: Path, state: EncoderState) -> Model:
     return model
 
 
-def _weights(folder: Path) -> dict[str, float]:
-    path = folder / "blend.json"
-    weights = _read_json(path).get("weights")
-    if not isinstance(weights, dict) or not weights:
-        raise BundleError(f"{path}: weights is {weights!r}, expected a weight per member")
-    values = list(weights.values())
-    finite = all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in values)
-    if not finite or abs(sum(values) - 1.0) > SIMPLEX_TOLERANCE:
-        raise BundleError(f"{path}: weights are {weights}, expected numbers >= 0 that add up to 1")
-    return {family: float(weights[family]) for family in sorted(weights)}
+def _chain(folder: Path) -> Chain:
+    path = folder / CHAIN
+    try:
+        return config.build(Chain, _read_json(path))
+    except ConfigError as error:
+        raise BundleError(f"{path}: {error}") from None
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -48,13 +48,13 @@ class Predictor:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Families of the ensemble."""
-        return tuple(self._bundle.scorer.weights)
+        """Members of the ensemble."""
+        return self._bundle.scorer.chain.members
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Weight of each family."""
-        return self._bundle.scorer.weights
+        """How much each member counts: parts of 1."""
+        return self._bundle.scorer.chain.shares
 
     @property
     def manifest(self) -> Manifest:
@@ -113,8 +113,8 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     return {
         "model_version": predictor.version,
         "members": [
-            {"family": family, "weight": weight, **provenance.members.get(family, {})}
-            for family, weight in predictor.weights.items()
+            {"family": name, **provenance.members.get(name, {}), "name": name, "weight": weight}
+            for name, weight in predictor.weights.items()
         ],
         "metrics": provenance.metrics,
         "dataset": provenance.dataset,

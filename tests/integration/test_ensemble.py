@@ -13,6 +13,7 @@ import ray
 from dkt_ray.config import build
 from dkt_ray.data.simulate import SimulateConfig
 from dkt_ray.ensemble.blend import blend
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.errors import ConfigError, InputError, NotFoundError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.metrics import auc
@@ -67,7 +68,8 @@ def reported(weighed: tuple[Path, dict[str, Any]], tmp_path: Path) -> Store:
 
 
 def run(store: Store, **settings: Any) -> dict[str, Any]:
-    values = {"store": store.url, "samples": SAMPLES, "tune_trials": 3} | settings
+    plain = {"method": "simplex", "at_least": 2, "calibrator": "none"}
+    values = {"store": store.url, "samples": SAMPLES, "tune_trials": 3} | plain | settings
     return ensemble.run(build(ensemble.EnsembleConfig, values))
 
 
@@ -92,7 +94,8 @@ def replace(store: Store, family: str, **columns: Any) -> None:
 def test_weights_and_report(weighed: tuple[Path, dict[str, Any]]) -> None:
     store, found = open_store(weighed[0]), weighed[1]
     assert set(found["auc"]) == {
-        *("ensemble", "ensemble_tuned", "ensemble_fixed", "lightgbm", "lstm_attention"),
+        *("ensemble", "ensemble_equal", "ensemble_logit", "ensemble_greedy", "ensemble_logistic", "ensemble_boosted"),
+        *("ensemble_tuned", "ensemble_rank", "lightgbm", "lstm_attention"),
         *("counting", "question_mean", "one_pl", "best_lr", "oracle"),
     }
     assert found["auc"]["question_mean"] < found["auc"]["ensemble"] < found["auc"]["oracle"]
@@ -104,8 +107,8 @@ def test_weights_and_report(weighed: tuple[Path, dict[str, Any]]) -> None:
     folder = store.child("runs/default")
     weights, report = folder.read_json("blend.json"), folder.read_json("report.json")
     assert weights["method"] == "simplex"
-    assert weights["weights"] == found["weights"] == report["weights"]["simplex"]
-    assert weights["calibrator"] is None
+    assert weights["chain"]["shares"] == found["weights"] == report["weights"]["simplex"]
+    assert weights["chain"]["calibrator"] is None
     assert weights["metrics"]["auc"]["value"] == found["auc"]["ensemble"]
     manifest = Dataset.open(store, "default").manifest
     assert (
@@ -125,13 +128,29 @@ def test_a_report_is_reused_until_a_setting_changes(reported: Store, tuned: Path
     assert "oracle" not in found["auc"]
     weights = reported.read_json("runs/default/report.json")["weights"]
     assert weights["fixed"] == {"lightgbm": 0.75, "lstm_attention": 0.25}
-    assert found["weights"] == weights["tuned"] == reported.read_json("runs/default/blend.json")["weights"]
+    assert found["weights"] == weights["tuned"] == reported.read_json("runs/default/blend.json")["chain"]["shares"]
     assert sum(found["weights"].values()) == pytest.approx(1, abs=1e-12)
     assert found["auc"]["ensemble_simplex"] == before["models"]["ensemble"]["auc"]["value"]
     members = [oof(reported, family) for family in FAMILIES]
     kept = members[0].headline
     mixed = blend(np.stack([m.probability for m in members], axis=1), np.array([0.75, 0.25]))
     assert found["auc"]["ensemble_fixed"] == auc(members[0].correct[kept], mixed[kept])
+
+
+def test_the_best_way_is_found_and_what_is_served_is_what_was_reported(reported: Store) -> None:
+    found = run(reported, method="best", at_least=1, calibrator="best", tune_trials=0)
+    report, blended = (reported.read_json(f"runs/default/{name}.json") for name in ("report", "blend"))
+    chain = build(Chain, blended["chain"])
+    assert {"ensemble_chosen", *chain.members} <= set(found["auc"])
+    assert set(found["weights"]) == set(FAMILIES)  # 0 for a member that was dropped
+    assert [name for name, share in found["weights"].items() if share] == [m for m in chain.members if chain.shares[m]]
+    told = report["ensemble"]
+    assert {removal["member"] for removal in told["removals"] if removal["dropped"]} == set(FAMILIES) - {*chain.members}
+    assert told["calibrator"] == (chain.calibrator and chain.calibrator.kind)
+    assert told["after"]["log_loss"] <= told["before"]["log_loss"]
+    assert set(told["stability"]) == set(chain.members)
+    done = publish.run(publish.PublishConfig(store=reported.url))
+    assert done["metrics"]["auc"]["value"] == found["auc"]["ensemble"]
 
 
 def test_one_member_is_its_own_ensemble(store: Store) -> None:
@@ -150,6 +169,14 @@ def test_members_that_do_not_fit_are_refused_by_name(store: Store) -> None:
         run(store, ratio={"lightgbm": 1})
     with pytest.raises(ConfigError, match="set tune_trials to 1 or more"):
         run(store, method="tuned", tune_trials=0)
+    with pytest.raises(ConfigError, match=r"add up to 1\.5; expected 1 .*set ratio instead"):
+        run(store, weights={"lightgbm": 1, "lstm_attention": 0.5})
+    with pytest.raises(ConfigError, match="not both"):
+        run(store, weights={"lightgbm": 1.0}, ratio={"lightgbm": 1})
+    with pytest.raises(ConfigError, match="method=fixed needs a ratio or weights"):
+        run(store, method="fixed")
+    with pytest.raises(ConfigError, match="method is 'gru'"):
+        run(store, method="gru")
     before = oof(store, "lstm_attention")
     bad = before.probability.copy()
     bad[7] = np.nan
@@ -174,7 +201,8 @@ def test_a_dataset_that_was_prepared_anew_is_refused(store: Store) -> None:
     prepare.run(build(prepare.PrepareConfig, {"store": store.url, "data": data}))
     with pytest.raises(ConfigError, match="rows of the members are not in dataset"):
         run(store)
-    store.write_json("runs/default/blend.json", {"weights": {"lightgbm": 1.0}})
+    chain = Chain.weighted({"lightgbm": 1.0}).model_dump(mode="json")
+    store.write_json("runs/default/blend.json", {"chain": chain})
     with pytest.raises(ConfigError, match=r"member lightgbm was fitted on \d+ users who are not training users"):
         final(store)
     assert store.list("ledger") == []  # the vault stayed shut

@@ -112,8 +112,9 @@ def test_weights_off_the_simplex_publish_nothing(store):
     run = open_store(store).child("runs/second")
     blend = run.read_json("blend.json")
     before = Registry(open_store(store)).list()
-    run.write_json("blend.json", blend | {"weights": {"lightgbm": 0.9, "lstm_attention": 0.9}})
-    with pytest.raises(BundleError, match="add up to 1"):
+    half = blend["chain"]["combination"] | {"weights": [0.9, 0.9]}
+    run.write_json("blend.json", blend | {"chain": blend["chain"] | {"combination": half}})
+    with pytest.raises(ConfigError, match=r"add up to 1\.8; expected 1"):
         publish.run(PublishConfig(store=store, run="second"))
     assert Registry(open_store(store)).list() == before
     run.write_json("blend.json", blend)

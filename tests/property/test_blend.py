@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dkt_ray.ensemble.blend import blend, fit_simplex, fixed, nested_blend, optimality_gap
+from dkt_ray.ensemble.blend import blend, fit_simplex, fixed, optimality_gap
+from dkt_ray.ensemble.methods import nested, simplex
 
 PROBABILITY = st.floats(0, 1) | st.sampled_from([0.0, 1.0, 0.5, 1e-9])
 
@@ -56,5 +57,5 @@ def test_a_row_is_blended_alike_alone_in_any_order_and_any_layout(case, random):
 def test_nested_scores_are_blends_of_the_members(case, folds):
     p, y = case
     fold = (np.arange(len(p)) % folds).astype(np.int8)
-    mixed = nested_blend(p, y, fold)
+    mixed = nested(simplex, p, y, np.zeros(len(p), np.int32), fold)
     assert ((mixed >= p.min(1) - 1e-12) & (mixed <= p.max(1) + 1e-12)).all()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dkt_ray.ensemble.blend import blend, equal, fit_simplex, fixed, nested_blend, optimality_gap
+from dkt_ray.ensemble.blend import blend, equal, fit_simplex, fixed, optimality_gap
+from dkt_ray.ensemble.methods import nested, simplex
 from dkt_ray.errors import ConfigError
 
 REFERENCE = {"bert": 8, "saint": 1, "lightgbm": 0.5, "lstm_attention": 0.5}
@@ -82,6 +83,10 @@ def test_certain_and_wrong_members_do_not_break_the_fit():
     weights = fit_simplex(p, y)
     assert np.isfinite(weights).all()
     assert optimality_gap(p, y, weights) < 1e-6
+
+
+def nested_blend(p, y, fold):
+    return nested(simplex, p, y, np.zeros(len(p), np.int32), fold)
 
 
 def test_nested_weights_never_see_their_own_fold():

@@ -49,7 +49,7 @@ def test_a_fresh_bundle_verifies_and_says_where_it_came_from(made):
     folder, world, _, digest = made
     loaded = bundle.verify(folder / "bundle", digest)
     assert loaded.digest == digest == hashlib.sha256((folder / "bundle/manifest.json").read_bytes()).hexdigest()
-    assert loaded.scorer.weights == bundles.WEIGHTS
+    assert loaded.scorer.chain.shares == bundles.WEIGHTS
     assert loaded.manifest.provenance.dataset_fingerprint == "0" * 64
     assert loaded.manifest.numbers == list(world.state.number_names)
     assert loaded.manifest.packages["lightgbm"]
@@ -131,7 +131,7 @@ def test_truncated_missing_and_unlisted_files_are_refused(copy):
 
 
 def test_a_file_name_that_leads_out_of_the_bundle_is_refused(copy):
-    edit(copy / "manifest.json", lambda m: m["files"].update({"../other": m["files"]["blend.json"]}))
+    edit(copy / "manifest.json", lambda m: m["files"].update({"../other": m["files"]["chain.json"]}))
     with pytest.raises(BundleError, match="leads out of the bundle"):
         bundle.load(copy)
 
@@ -145,7 +145,7 @@ def test_the_manifest_itself_is_pinned_by_the_digest(copy, made):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version is 2"),
+        (lambda m: m.update(schema_version=1), "schema_version is 1, this package reads 2; publish the run again"),
         (lambda m: m.pop("files"), "files"),
         (lambda m: m["numbers"].reverse(), "numbers is"),
         (lambda m: m.update(encoder="f" * 64), "encoder is"),
@@ -160,16 +160,18 @@ def test_a_manifest_of_another_kind_is_refused(copy, change, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"lightgbm": 0.7, "lstm_attention": 0.4}, "add up to 1"),
-        ({"lightgbm": 1.2, "lstm_attention": -0.2}, "add up to 1"),
-        ({"lightgbm": float("nan"), "lstm_attention": 1.0}, "add up to 1"),
-        ({"lightgbm": 1.0}, r"members: found"),
-        ({"lightgbm": 0.5, "oracle": 0.5}, r"members: found .*weights for \['lightgbm', 'oracle'\]"),
-        ({}, "expected a weight per member"),
+        ({"lightgbm": 0.7, "lstm_attention": 0.4}, r"chain.json: setting combination.* add up to 1\.1; expected 1"),
+        ({"lightgbm": 1.2, "lstm_attention": -0.2}, "greater than or equal to 0"),
+        ({"lightgbm": float("nan"), "lstm_attention": 1.0}, "chain.json: setting combination"),
+        ({"lightgbm": 1.0}, r"members: found .* combines \['lightgbm'\]"),
+        ({"lightgbm": 0.5, "oracle": 0.5}, r"members: found .* combines \['lightgbm', 'oracle'\]"),
+        ({}, "members"),
     ],
 )
 def test_weights_off_the_simplex_or_without_their_member_are_refused(copy, weights, message):
-    (copy / "blend.json").write_text(json.dumps({"weights": weights}))
+    chain = {"members": list(weights), "shares": weights}
+    chain |= {"combination": {"kind": "probability", "weights": list(weights.values())}}
+    (copy / "chain.json").write_text(json.dumps(chain))
     seal(copy)
     with pytest.raises(BundleError, match=message):
         bundle.load(copy)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dkt_ray.data.history import Coded, Histories
+from dkt_ray.ensemble.chain import Chain
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.features.encoder import EncoderConfig, fit_histories
@@ -39,7 +40,7 @@ def history() -> Histories:
 @pytest.mark.parametrize(("sign", "share"), [(1.0, 0.0), (-1.0, 1.0)])
 def test_direction(sign: float, share: float) -> None:
     state = fit_histories(history(), np.zeros(2, np.int8), EncoderConfig(min_count=1))
-    scorer = Scorer(state, {"follows": Follows(sign)}, {"follows": 1.0})
+    scorer = Scorer(state, {"follows": Follows(sign)}, Chain.weighted({"follows": 1.0}))
     probes = {"1": ["a"], "2": ["b"]}
     assert lowered_share(scorer, history(), probes, sample=100, seed=0) == share
     assert lowered_share(scorer, history(), {}, sample=100, seed=0) is None
