@@ -147,7 +147,7 @@ def isotonic(p: Floats, y: Int8) -> Isotonic:
     mean, rows = np.array([p[part].mean() for part in parts]), np.array([len(part) for part in parts], np.float64)
     right = np.array([(y[part].sum() + 0.5) / (len(part) + 1.0) for part in parts])
     level = IsotonicRegression().fit_transform(np.arange(len(parts)), right, sample_weight=rows)
-    step = np.unique(level, return_inverse=True)[1]
+    step = np.unique(level.round(9), return_inverse=True)[1]  # steps that differ by rounding only are one
     weight = np.bincount(step, rows)
     at, becomes = np.bincount(step, rows * mean) / weight, np.bincount(step, rows * level) / weight
     inside = (at > 0) & (at < 1) & (becomes > 0) & (becomes < 1)
