@@ -35,6 +35,7 @@ Fit = Callable[[Floats, Int8, Int32], Weighted | Logistic | Boosted]
 
 FIT_ROWS: Final = 300_000
 _GREEDY_ROWS: Final = 100_000
+_BOOSTED_ROWS: Final = 150_000
 _GREEDY_STEPS: Final = 30
 _BAGS: Final = 5
 _ROUNDS: Final = 100
@@ -75,14 +76,14 @@ def logistic(p: Floats, y: Int8, length: Int32) -> Logistic:
     rows = spread(len(p), FIT_ROWS)
     columns = stack_columns(p[rows], length[rows])
     spreads = np.maximum(columns.std(axis=0), 1e-9)
-    fitted = LogisticRegression(C=1.0, max_iter=500).fit(columns / spreads, y[rows])
+    fitted = LogisticRegression(C=1.0, solver="newton-cholesky").fit(columns / spreads, y[rows])
     coefficients = fitted.coef_[0] / spreads
     return Logistic(intercept=float(fitted.intercept_[0]), coefficients=tuple(coefficients.tolist()))
 
 
 def boosted(p: Floats, y: Int8, length: Int32) -> Boosted:
     """Stacking by boosted trees, which can weigh members by the length of the history; rises with every member."""
-    rows, members = spread(len(p), FIT_ROWS), p.shape[1]
+    rows, members = spread(len(p), _BOOSTED_ROWS), p.shape[1]
     settings = {
         "objective": "binary",
         "num_leaves": 15,
@@ -121,9 +122,10 @@ def nested(fit: Fit, p: Floats, y: Int8, length: Int32, fold: Int8) -> Floats:
     """
     combined = np.empty(len(p))
     for held_out in np.unique(fold):
-        rows = fold == held_out
-        chosen = fit if not rows.all() else plain
-        combined[rows] = chosen(p[~rows], y[~rows], length[~rows]).apply(p[rows], length[rows])
+        rows, others = np.flatnonzero(fold == held_out), np.flatnonzero(fold != held_out)
+        chosen = fit if len(others) else plain
+        read = others[spread(len(others), FIT_ROWS)]
+        combined[rows] = chosen(p[read], y[read], length[read]).apply(p[rows], length[rows])
     return combined
 
 

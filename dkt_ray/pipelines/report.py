@@ -17,6 +17,8 @@ from dkt_ray.storage import Store
 
 REPORT: Final = "report"  # name of a run's out-of-fold report
 TEMPLATE: Final = "report.html.jinja"
+SECTIONS: Final = "sections.html.jinja"
+BEFORE_AFTER: Final = ("before", "after")  # of the calibrator
 KINDS: Final = ("oracle", "filter", "ensemble", "member", "peer", "baseline")  # order of the table
 COLUMNS: Final = {  # figure -> heading, whether more is better
     "auc_capped": ("AUROC, at most 500 rows a user", True),
@@ -62,8 +64,16 @@ def outcome(report: Mapping[str, Any], folder: Store, name: str) -> dict[str, An
 
 def render(report: Mapping[str, Any]) -> str:
     """The report as HTML."""
-    models = report["models"]
-    charted = [name for name in ordered(models) if _charted(name, models[name])]
+    return templates().get_template(TEMPLATE).render(**_shown(report))
+
+
+def sections(report: Mapping[str, Any]) -> Markup:
+    """The body of the page without its title, for a page that shows more."""
+    return Markup(templates().get_template(SECTIONS).render(**_shown(report)))
+
+
+def templates() -> jinja2.Environment:
+    """The pages of the pipelines, with the ways of writing figures."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dkt_ray.pipelines", "."),
         autoescape=True,
@@ -72,16 +82,28 @@ def render(report: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"figure": figure, "interval": interval, "signed": signed}
-    return environment.get_template(TEMPLATE).render(
-        report=report,
-        models={name: models[name] for name in ordered(models)},
-        yardstick=report.get("yardstick"),
-        measured=ordered(report["yardstick"]["models"]) if "yardstick" in report else [],
-        columns={name: text for name, text in COLUMNS.items() if any(name in model for model in models.values())},
-        legend=Markup(legend(charted)),
-        calibration=Markup(_calibration(models, charted)),
-        lengths=Markup(_lengths(models, charted)),
-    )
+    return environment
+
+
+def _shown(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the templates read."""
+    models, told = report["models"], report.get("ensemble")
+    charted = [name for name in ordered(models) if _charted(name, models[name])]
+    bins = {} if told is None else {name: {"calibration": told[name]["bins"]} for name in BEFORE_AFTER}
+    return {
+        "report": report,
+        "models": {name: models[name] for name in ordered(models)},
+        "ensemble": told,
+        "removals": {} if told is None else {removal["member"]: removal for removal in told["removals"]},
+        "yardstick": report.get("yardstick"),
+        "measured": ordered(report["yardstick"]["models"]) if "yardstick" in report else [],
+        "columns": {name: text for name, text in COLUMNS.items() if any(name in model for model in models.values())},
+        "legend": Markup(legend(charted)),
+        "calibration": Markup(_calibration(models, charted)),
+        "calibrated": Markup(_calibration(bins, list(bins))),
+        "before_after": Markup(legend(list(bins))),
+        "lengths": Markup(_lengths(models, charted)),
+    }
 
 
 def ordered(models: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks import core, data_plane, encode_latency, evaluate, process_tree, train_memory, yardstick
+from benchmarks import core, data_plane, encode_latency, ensemble_step, evaluate, process_tree, train_memory, yardstick
 from benchmarks.core import COLUMNS, STRATEGIES, Made
 from dkt_ray.data.simulate import SimulateConfig, simulate
 from dkt_ray.errors import DktError
@@ -91,6 +91,15 @@ def test_one_pass_equals_each_position_alone(capsys):
     assert figures["max_abs_diff"] <= evaluate.TOLERANCE
     assert figures["positions_alone"] == 500
     assert figures["speedup"] > 0
+
+
+def test_the_ensemble_step_drops_members_of_no_use(capsys):
+    ensemble_step.main(["--rows", "4000", "--members", "4"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["rows"] == 4000
+    assert figures["members"] == 4
+    assert 1 <= len(figures["kept"]) <= 4
+    assert figures["seconds"] > 0
 
 
 def test_what_the_filter_knows_is_worth_something(capsys):
