@@ -1,26 +1,26 @@
-"""A member of an ensemble as one folder: a model of a family, or the mean of several such (of seeds, of folds).
+"""A member of an ensemble as one folder: a model of a family, a form of it, or the mean of several (seeds, folds).
 
 form.json    {"family": "lstm"}: the folder holds what the family's model saved
+             {"shift": 3}: the folder 0 below it holds a network, which is read three times; see ensemble/shift.py
              {"mean": 3}: the folders 0, 1 and 2 below it hold one member each
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 
-from dkt_ray.errors import ConfigError
+from dkt_ray.ensemble.families import FORM, family_of, load_family, read_form, save_family, write_form
+from dkt_ray.ensemble.shift import Shifted
 from dkt_ray.features.batch import Rows
 from dkt_ray.models.base import Model, Probabilities
-from dkt_ray.models.catalog import CATALOG
 
-FORM: Final = "form.json"
+__all__ = ["FORM", "Mean", "family_of", "load", "mean_form", "save"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +59,16 @@ class Mean(Model):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote."""
-        return cls(tuple(load(folder / str(number)) for number in range(_form(folder)["mean"])))
+        return cls(tuple(load(folder / str(number)) for number in range(read_form(folder)["mean"])))
 
 
 def save(model: Model, folder: Path) -> None:
     """Write a member into an existing, empty folder."""
-    form = mean_form(len(model.parts)) if isinstance(model, Mean) else {"family": family_of(model)}
-    (folder / FORM).write_text(json.dumps(form) + "\n", encoding="utf-8")
-    model.save(folder)
+    if isinstance(model, Mean | Shifted):
+        write_form(mean_form(len(model.parts)) if isinstance(model, Mean) else model.form, folder)
+        model.save(folder)
+    else:
+        save_family(model, folder)
 
 
 def mean_form(parts: int) -> dict[str, Any]:
@@ -80,25 +82,9 @@ def load(folder: Path) -> Model:
     Raises:
         ConfigError: no member is there, or one of a form or family that this package does not have.
     """
-    form = _form(folder)
+    form = read_form(folder)
     if "mean" in form:
         return Mean.load(folder)
-    if form.get("family") not in CATALOG:
-        raise ConfigError(f"{folder / FORM} holds {form}; this package reads families {', '.join(CATALOG)} and means")
-    return CATALOG[form["family"]].model.load(folder)
-
-
-def family_of(model: Model) -> str:
-    """The family's name in the catalog."""
-    return next(name for name, spec in CATALOG.items() if spec.model is type(model))
-
-
-def _form(folder: Path) -> dict[str, Any]:
-    path = folder / FORM
-    try:
-        form = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}; fit the member again") from None
-    if not isinstance(form, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {form!r}; fit the member again")
-    return form
+    if "shift" in form:
+        return Shifted.load(folder)
+    return load_family(folder)

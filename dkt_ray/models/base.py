@@ -102,7 +102,7 @@ Space = Mapping[str, Between | Choice]
 class ModelSpec:
     """One line of the catalog: everything that the rest of the system needs to know of a family."""
 
-    view: Literal["table", "sequence"]  # which trainer fits it
+    view: Literal["table", "sequence", "memory"]  # which trainer fits it
     config: type[ModelConfig]
     model: type[Model]
     space: Space

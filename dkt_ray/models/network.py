@@ -138,7 +138,15 @@ class Network(nn.Module, Model):
 
     def score(self, past: Rows, targets: Rows) -> Probabilities:
         """Probability of a right answer for each target row; see `Model.score`."""
-        parts = split_targets(segments(past, targets, self.config.context), TARGETS_AT_ONCE)
+        return self.score_segments(past, targets, segments(past, targets, self.config.context))
+
+    def score_segments(self, past: Rows, targets: Rows, parts: Int64) -> Probabilities:
+        """The same, where each target reads the past of its segment.
+
+        Args:
+            parts: [S, 4] segments of the past and the targets; each target is in exactly one.
+        """
+        parts = split_targets(parts, TARGETS_AT_ONCE)
         if targets is past:
             whole = self.flatten(past)
             return self.probabilities(whole, whole, parts)

@@ -6,16 +6,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from dkt_ray.ensemble.families import FAMILIES
 from dkt_ray.errors import ConfigError
 from dkt_ray.models.base import ModelConfig
 from dkt_ray.models.catalog import CATALOG
-from dkt_ray.training import loop, table
+from dkt_ray.training import loop, memory, table
 from dkt_ray.training.progress import FitResult, Progress, Report, TrainingData
 
 __all__ = ["FitResult", "Progress", "Report", "TrainingData", "fit"]
 
 # view of the rows (ModelSpec.view) -> its trainer
-TRAINERS: Final[Mapping[str, Callable[..., FitResult]]] = {"table": table.train, "sequence": loop.train}
+TRAINERS: Final[Mapping[str, Callable[..., FitResult]]] = {
+    "table": table.train,
+    "sequence": loop.train,
+    "memory": memory.train,
+}
 
 
 def fit(
@@ -29,7 +34,7 @@ def fit(
     """Fit one model.
 
     Args:
-        family: key of the catalog.
+        family: key of the catalog, or `neighbours`.
         config: of that family.
         data: encoded training and validation rows; with validation rows, the best iteration on them is kept and
             training stops early.
@@ -43,7 +48,7 @@ def fit(
         TrainingError: the loss diverged, or no answer is known.
     """
     assert iterations is None or iterations > 0
-    if family not in CATALOG:
+    if family not in FAMILIES:
         raise ConfigError(f"no model family {family!r}; the catalog has {', '.join(CATALOG)}")
-    spec = CATALOG[family]
+    spec = FAMILIES[family]
     return TRAINERS[spec.view](spec.model, config, data, report, checkpoint, iterations)
