@@ -1,7 +1,7 @@
 """A model of a family as a member's folder: what the model saved, and form.json, which names the family.
 
-Beside the catalog's families there is `neighbours`, a member but no family of the catalog: it has no epochs and no search
-space, and does not beat the counting model alone.
+Beside the catalog's families there is `neighbours`, a member but no family of the catalog: it has no epochs and no
+search space, and does not beat the counting model alone.
 """
 
 from __future__ import annotations

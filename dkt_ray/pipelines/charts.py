@@ -74,6 +74,16 @@ def bars(values: Mapping[str, float], title: str) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {shape}>{"".join(parts)}</svg>'
 
 
+def standalone(svg: str) -> str:
+    """A chart of `lines` as a file of its own."""
+    style = (
+        "svg{font:11px sans-serif}text{fill:#5b6675}.grid{stroke:#e3e7ec}polyline{fill:none}"
+        "polyline,.whisker{stroke:#2f86c5;stroke-width:1.5}circle{fill:#2f86c5}"
+    )
+    named = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return named.replace(">", f"><style>{style}</style>", 1)
+
+
 def legend(names: Sequence[str]) -> str:
     """The names with their colours, as HTML."""
     items = "".join(f'<span class="key s{index}">{escape(name)}</span>' for index, name in enumerate(names))

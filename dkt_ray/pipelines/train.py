@@ -13,11 +13,12 @@ from pydantic import Field, field_validator, model_validator
 from dkt_ray import session
 from dkt_ray.config import Config, build
 from dkt_ray.errors import ConfigError
+from dkt_ray.features.batch import Rows
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.log import progress
 from dkt_ray.models.base import Model, ModelConfig
 from dkt_ray.models.catalog import CATALOG
-from dkt_ray.pipelines import trained
+from dkt_ray.pipelines import pseudo, trained
 from dkt_ray.pipelines.figures import Settings
 from dkt_ray.pipelines.importance import draw_importance
 from dkt_ray.pipelines.report import REPORT, outcome, text_table, write_report
@@ -25,6 +26,7 @@ from dkt_ray.storage import Store, open_store
 from dkt_ray.training.fit import fit
 from dkt_ray.training.progress import TrainingData
 from dkt_ray.training.protocol import scored_rows
+from dkt_ray.training.pseudo import Guesses, PseudoConfig, guess
 from dkt_ray.training.resources import Resources, claimed
 from dkt_ray.training.tracking import CHECKPOINT, CONFIG, ENVIRONMENT, Tracker, environment
 
@@ -52,6 +54,8 @@ class TrainConfig(Config):
     """Users of this fold stop the training and judge the model; those of all other folds train it."""
     refit: bool = False
     """Fit once more, on all folds, for the best number of epochs: what `dkt evaluate --set final=true` scores."""
+    pseudo: PseudoConfig = PseudoConfig()
+    """Pseudo-labels: fit again with answers that the model guessed; off unless pseudo.rounds is set."""
     resources: Resources = Resources()
     """What the fit takes, or each of its workers."""
     workers: int = Field(default=1, ge=1)
@@ -74,6 +78,8 @@ class TrainConfig(Config):
     def _shared(self) -> Self:
         if self.workers > 1 and CATALOG[self.family].view != "sequence":
             raise ValueError(f"workers is {self.workers}, and {self.family} is fitted by one process; set workers to 1")
+        if self.workers > 1 and self.pseudo.rounds:
+            raise ValueError(f"workers is {self.workers}, and pseudo-labels are for one process; set workers to 1")
         return self
 
     @property
@@ -87,7 +93,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         name, family, iterations (the best), auc (by model and baseline), auc_interval, fingerprint, report (where the
-        page is), reused (it was complete already).
+        page is), reused (it was complete already), and, with pseudo-labels, pseudo (the rounds and the verdict).
 
     Raises:
         NotFoundError: no such dataset.
@@ -104,8 +110,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
     reused = _prepared(folder, facts, config)
     if not reused:
         _fit_and_score(config, settings, dataset, folder, facts)
-    report = trained.report(run_folder, dataset, (config.model_name,), config.run, Settings(config.samples))
-    write_report(report, folder, REPORT)
+    before = pseudo.peers(folder, config.pseudo.rounds)
+    report = trained.report(run_folder, dataset, (config.model_name,), config.run, Settings(config.samples), before)
+    labels = {"pseudo": folder.read_json(pseudo.FACTS)} if before else {}
+    write_report(report | labels, folder, REPORT)
     logger.info("evaluation set %s\n%s", report["fingerprint"], text_table(report))
     model = folder.read_json(trained.DONE)
     return {
@@ -114,6 +122,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "iterations": model["iterations"],
         **outcome(report, folder, REPORT),
         "reused": reused,
+        **labels,
     }
 
 
@@ -126,13 +135,14 @@ def _settings(config: TrainConfig) -> ModelConfig:
 
 def _facts(config: TrainConfig, settings: ModelConfig, dataset: Dataset) -> dict[str, Any]:
     """What decides the model."""
-    return {
+    facts = {
         "family": config.family,
         "settings": settings.model_dump(mode="json"),
         "fold": config.fold,
         "refit": config.refit,
         "dataset": dataset.manifest.fingerprint,
     }
+    return facts | ({"pseudo": config.pseudo.model_dump(mode="json")} if config.pseudo.rounds else {})
 
 
 def _prepared(folder: Store, facts: dict[str, Any], config: TrainConfig) -> bool:
@@ -168,15 +178,19 @@ def _fit_and_score(
     everyone = set(range(dataset.manifest.folds))
     folder.write_json(CONFIG, facts)
     folder.write_json(ENVIRONMENT, environment())
-    fitted = _fit(config, settings, dataset, folder, _Users(everyone - {config.fold}, {config.fold}))
-    with claimed(config.resources):
-        _store_scores(fitted.model, dataset, config.fold, folder)
+    fitted, guesses = _fit_rounds(config, settings, dataset, folder, _Users(everyone - {config.fold}, {config.fold}))
+    auc = pseudo.conclude(folder, guesses, config.samples)["rounds"][-1]["auc"] if guesses else fitted.auc
+    refit = folder.child(trained.REFIT)
     if config.refit:
-        _fit(config, settings, dataset, folder.child(trained.REFIT), _Users(everyone, set()), fitted.best_iteration)
+        _fit_rounds(config, settings, dataset, refit, _Users(everyone, set()), fitted.best_iteration)
     draw_importance(fitted.model, config.model_name, folder)
-    folder.write_json(trained.DONE, facts | {"iterations": fitted.best_iteration, "auc": fitted.auc})
-    for prefix in (CHECKPOINT, f"{trained.REFIT}/{CHECKPOINT}"):
-        folder.delete_prefix(prefix)
+    folder.write_json(trained.DONE, facts | {"iterations": fitted.best_iteration, "auc": auc})
+    for place in (folder, refit):
+        place.delete_prefix(CHECKPOINT)
+        for number in range(config.pseudo.rounds):
+            earlier = pseudo.folder_of(place, number, config.pseudo.rounds)
+            earlier.delete_prefix(CHECKPOINT)
+            earlier.delete_prefix(trained.MODEL)
 
 
 class _Users(NamedTuple):
@@ -194,6 +208,53 @@ class _Fitted(NamedTuple):
     auc: float | None
 
 
+def _fit_rounds(
+    config: TrainConfig,
+    settings: ModelConfig,
+    dataset: Dataset,
+    folder: Store,
+    users: _Users,
+    iterations: int | None = None,
+) -> tuple[_Fitted, list[Guesses]]:
+    """Fit, score the users who validate, and do so again with pseudo-labels, for as many iterations, round after round.
+
+    Returns:
+        The last fit, whose model and scores are the folder's, and the guesses that the rounds were taught.
+    """
+    rounds, guesses = config.pseudo.rounds, list[Guesses]()
+    fitted = _fit_and_judge(config, settings, dataset, pseudo.folder_of(folder, 0, rounds), users, iterations)
+    if not rounds:
+        return fitted, guesses
+    pool = pseudo.load_pool(dataset, users.train, config.pseudo.of)
+    rows = pool.encoded(dataset.state)
+    for number in range(1, rounds + 1):
+        with claimed(config.resources):
+            found = guess(fitted.model, rows, config.pseudo.confidence)
+        logger.info("pseudo-labels, round %d: %d of %d answers guessed", number, found.taken, found.unknown)
+        guesses.append(found)
+        taught = pool.answered(found.correct).encoded(dataset.state)
+        place = pseudo.folder_of(folder, number, rounds)
+        fitted = _fit_and_judge(config, settings, dataset, place, users, fitted.best_iteration, taught)
+    return fitted, guesses
+
+
+def _fit_and_judge(
+    config: TrainConfig,
+    settings: ModelConfig,
+    dataset: Dataset,
+    folder: Store,
+    users: _Users,
+    iterations: int | None = None,
+    taught: Rows | None = None,
+) -> _Fitted:
+    """Fit and store the model, and the scores of the users who validate, if there are any."""
+    fitted = _fit(config, settings, dataset, folder, users, iterations, taught)
+    if users.valid:
+        with claimed(config.resources):
+            _store_scores(fitted.model, dataset, config.fold, folder)
+    return fitted
+
+
 def _fit(
     config: TrainConfig,
     settings: ModelConfig,
@@ -201,9 +262,16 @@ def _fit(
     folder: Store,
     users: _Users,
     iterations: int | None = None,
+    taught: Rows | None = None,
 ) -> _Fitted:
-    """Fit in this process or by several workers, follow it, and store the model in the folder."""
+    """Fit in this process or by several workers, follow it, and store the model in the folder.
+
+    Args:
+        taught: rows to learn from, with pseudo-labels, while no user validates; None: those of the training users.
+    """
     name = config.model_name if users.valid else f"{config.model_name} on all folds"
+    if taught is not None:
+        name += " with pseudo-labels"
     longest = iterations or settings.longest
     with (
         tempfile.TemporaryDirectory(prefix="dkt-train-") as work,
@@ -211,8 +279,8 @@ def _fit(
     ):
         if config.workers > 1:
             return _fit_shared(config, settings, dataset, folder, users, iterations, tracker)
-        valid = dataset.load(users.valid).rows if users.valid else None
-        data = TrainingData(dataset.load(users.train).rows, valid, dataset.state)
+        valid = dataset.load(users.valid).rows if users.valid and taught is None else None
+        data = TrainingData(dataset.load(users.train).rows if taught is None else taught, valid, dataset.state)
         with claimed(config.resources):
             result = fit(config.family, settings, data, tracker, tracker.checkpoint, iterations)
         with tempfile.TemporaryDirectory() as local:

@@ -107,6 +107,24 @@ def test_the_mean_is_taken_over_the_rows_of_each_target():
     np.testing.assert_allclose(mean, [0.3, 0.75])
 
 
+def test_a_users_last_answer_is_the_mean_over_the_rows_of_the_final_cycle():
+    histories = w.students(20, seed=5)
+    state = fit_histories(histories, np.zeros(20, np.int8), EncoderConfig(min_count=1))
+    rows = encode(histories, None, state).past
+    group, p = groups(rows, state, "cycle"), np.random.default_rng(0).random(rows.rows)
+    final = rows.offsets[1:] - 1
+    chosen = pairs(group, "last")
+    mine = np.isin(chosen.target, final)
+    asked = np.unique(chosen.target[mine])
+    found = mean_by_target(p[chosen.features[mine]], chosen.target[mine], asked)
+    expected = []
+    for last in final:
+        others = [p[row] for row in range(rows.rows) if group[row] == group[last] and row != last]
+        expected += [sum(others) / len(others)] if others else []
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert 5 < len(found) < 20
+
+
 @pytest.mark.parametrize("key", ["user", "cycle"])
 def test_modes_are_compared_on_the_same_last_answers(key, monkeypatch):
     data = w.World.of(w.students(500, seed=1)).data
