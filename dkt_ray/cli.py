@@ -45,6 +45,7 @@ JOBS: Final = {
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),
     "ensemble": Job("weigh the families by their out-of-fold predictions", "pipelines.blend", "EnsembleConfig", "own"),
+    "runs": Job("list the runs of a store: trials, members, ensemble, bundle", "pipelines.runs", "RunsConfig", "none"),
     "evaluate": Job(
         "print or make a run's table, or open the test vault (final=true)",
         "pipelines.evaluate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +56,15 @@ class StorePromises:
         for act in (store.read, store.exists, store.delete, lambda key: store.write(key, b"1")):
             with pytest.raises(StorageError, match="relative path"):
                 act(key)
+
+    def test_details_have_the_size_and_the_time_of_each_object_below_a_prefix(self, store: Store) -> None:
+        for key, data in {"a/2": b"123", "a/c/1": b"1", "b": b"1"}.items():
+            store.write(key, data)
+        found = store.details("a")
+        assert [(each.key, each.bytes) for each in found] == [("a/2", 3), ("a/c/1", 1)]
+        assert all(each.changed.utcoffset() == timedelta(0) for each in found)
+        assert all(abs(each.changed - datetime.now(UTC)) < timedelta(hours=1) for each in found)
+        assert store.details("absent") == []
 
     def test_listing_is_sorted_and_by_folder(self, store: Store) -> None:
         for key in ("b", "a/2", "a/1", "a-x/1", "a/c/3"):

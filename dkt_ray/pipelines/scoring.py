@@ -5,10 +5,13 @@ The same validation, order, buckets and engines as `dkt prepare`, the same predi
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
 import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,17 +25,18 @@ from dkt_ray.data.buckets import merge
 from dkt_ray.data.engine import Engine
 from dkt_ray.data.history import Histories, graded
 from dkt_ray.data.ingest import DataConfig, Inputs, buckets_for, inspect, read
-from dkt_ray.errors import InputError
+from dkt_ray.errors import ConfigError, InputError
 from dkt_ray.pipelines.engines import LOCAL_BYTES, EngineKind, choose
 from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.store import MANIFEST, Registry
 from dkt_ray.schema import UNKNOWN
 from dkt_ray.serving.predictor import Predictor
-from dkt_ray.storage import Store, open_store
+from dkt_ray.storage import Store, json_bytes, open_store
 
 logger = logging.getLogger(__name__)
 
 SUBMISSION: Final = ("id", "prediction")
+DIGEST_CHARACTERS: Final = 12  # of the bundle's digest in a file name
 
 
 class ScoreConfig(Config):
@@ -42,7 +46,10 @@ class ScoreConfig(Config):
     """Logs whose hidden answers are wanted, with the answers that came before them; any bad row ends the job unless
     `data.max_rejected` is given."""
     out: str = "submission.csv"
-    """CSV to write: id,prediction; id counts the hidden rows by user (numbers in numeric order), then time."""
+    """CSV to write: id,prediction; id counts the hidden rows by user (numbers in numeric order), then time. {auc} and
+    {bundle} in it stand for the bundle's out-of-fold AUROC and the start of its digest. OUT.json says what it holds."""
+    rows: int | None = Field(default=None, ge=1)
+    """Hidden rows that the file must have, e.g. 744; with another number nothing is written. Unset: what it has."""
     keys: str | None = None
     """Another CSV to write: id,user,question for each row of `out`."""
     store: str = "data/store"
@@ -61,10 +68,12 @@ def run(config: ScoreConfig) -> dict[str, Any]:
     """Score every hidden row.
 
     Returns:
-        rows (scored), users (with a hidden row), bundle, out, mean (probability), seconds.
+        rows (scored), users (with a hidden row), bundle, auc (of the bundle, out of fold), out, sha256 (of it),
+        mean (probability), seconds.
 
     Raises:
-        InputError: bad rows, no hidden row, or fewer probabilities than hidden rows.
+        ConfigError: `out` names a figure that there is not.
+        InputError: bad rows, no hidden row, fewer probabilities than hidden rows, or not `rows` of them.
         NotFoundError: no such file, bundle or alias.
         BundleError: the bundle is damaged.
     """
@@ -72,6 +81,8 @@ def run(config: ScoreConfig) -> dict[str, Any]:
     store = open_store(config.store)
     digest = resolve(Registry(store), config.bundle)
     local_copy(Registry(store), digest, _folder(config.copies))  # refuse a bad bundle before the work begins
+    metrics = store.read_json(f"bundles/{digest}/{MANIFEST}")["provenance"]["metrics"]
+    config = config.model_copy(update={"out": file_name(config.out, digest, metrics)})
     data = config.data
     if "max_rejected" not in data.model_fields_set:
         data = data.model_copy(update={"max_rejected": 0.0})
@@ -82,17 +93,65 @@ def run(config: ScoreConfig) -> dict[str, Any]:
         scored = _score(config, data, inputs, engine, digest, store, store.child(work))
     finally:
         store.delete_prefix(work)
-    _write(config.out, scored.select(SUBMISSION))
+    content = _csv(scored.select(SUBMISSION))
+    _write(config.out, content)
     if config.keys is not None:
-        _write(config.keys, scored.select("id", "user", "question"))
+        _write(config.keys, _csv(scored.select("id", "user", "question")))
+    told = manifest(content, scored, digest, metrics)
+    _write(f"{config.out}.json", json_bytes({**told, "data": data.path, "expected_rows": config.rows or len(scored)}))
     logger.info("%d probabilities in %s", len(scored), config.out)
     return {
         "rows": len(scored),
-        "users": scored["user"].n_unique(),
+        "users": told["users"],
         "bundle": digest,
+        "auc": metric(metrics, "auc"),
         "out": config.out,
-        "mean": round(float(scored["prediction"].to_numpy().mean()), 6),
+        "sha256": told["sha256"],
+        "mean": told["mean"],
         "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def file_name(out: str, digest: str, metrics: Mapping[str, Any]) -> str:
+    """The name of the submission, with the bundle's figures in it.
+
+    Raises:
+        ConfigError: {auc} is asked for, and the bundle has none.
+
+    >>> file_name("{auc}-{bundle}.csv", "0123456789abcdef", {"auc": {"value": 0.78514}})
+    '0.7851-0123456789ab.csv'
+    """
+    auc = metric(metrics, "auc")
+    if auc is None and "{auc}" in out:
+        raise ConfigError(f"out is {out!r}, and bundle {digest} has no AUROC in its manifest: leave out {{auc}}")
+    return out.replace("{auc}", f"{auc or 0:.4f}").replace("{bundle}", digest[:DIGEST_CHARACTERS])
+
+
+def metric(metrics: Mapping[str, Any], name: str) -> float | None:
+    """A figure of a bundle, which keeps it alone or with its interval; None where it has none."""
+    found = metrics.get(name)
+    value = found["value"] if isinstance(found, Mapping) else found
+    return None if value is None else float(value)
+
+
+def manifest(content: bytes, scored: pl.DataFrame, digest: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside a submission, so that its file can be told from others and from a damaged copy of itself.
+
+    Args:
+        content: the bytes of the file.
+        scored: user, prediction, in any order.
+        digest: of the bundle.
+        metrics: of the bundle, as its manifest has them.
+    """
+    prediction = scored["prediction"].to_numpy()
+    return {
+        "rows": len(scored),
+        "users": scored["user"].n_unique(),
+        "mean": round(float(prediction.mean()), 6),
+        "bundle": digest,
+        "metrics": dict(metrics),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -135,6 +194,11 @@ def _score(
     hidden = sum(report["hidden"] for report in reports)
     if not hidden:
         raise InputError(f"{data.path}: no hidden answer (answer code -1) in it, so there is nothing to score")
+    if config.rows not in (None, hidden):
+        raise InputError(
+            f"{data.path}: {hidden} hidden answers, setting rows is {config.rows}; give the file that was asked for, "
+            "or leave rows unset"
+        )
     scored = pl.concat([pl.DataFrame(work.read_table(report["key"])) for report in reports])
     if len(scored) != hidden:
         raise InputError(
@@ -166,7 +230,11 @@ def _folder(copies: str | None) -> Path | None:
     return Path(copies) if copies else None
 
 
-def _write(url: str, table: pl.DataFrame) -> None:
-    """Write a CSV whole or not at all."""
+def _csv(table: pl.DataFrame) -> bytes:
+    return table.write_csv().encode()
+
+
+def _write(url: str, content: bytes) -> None:
+    """Write a file whole or not at all."""
     folder, _, name = url.rpartition("/")
-    open_store(folder or os.curdir).write(name, table.write_csv().encode())
+    open_store(folder or os.curdir).write(name, content)

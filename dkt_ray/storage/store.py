@@ -7,6 +7,7 @@ registry's aliases do.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -28,6 +30,14 @@ Keys: TypeAlias = list[str]
 
 DIGEST_CHARACTERS: Final = 12  # of a content digest in a key
 _TRANSFERS: Final = 4  # files moved at the same time by upload and download
+
+
+class Stored(NamedTuple):
+    """An object in a listing."""
+
+    key: str
+    bytes: int
+    changed: datetime  # UTC
 
 
 class Kept(NamedTuple):
@@ -96,6 +106,18 @@ class Store(ABC):
     @abstractmethod
     def _receive(self, key: str, target: Path) -> None:
         """Copy an object to a file."""
+
+    def details(self, prefix: str) -> builtins.list[Stored]:
+        """Everything under a prefix with its size and the time of its last write, sorted by key, in one listing."""
+        filesystem, root = self.filesystem()
+        folder = f"{root}/{checked(prefix)}"
+        with explained(f"{self.url}/{prefix}"):
+            found = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True))
+        return sorted(
+            Stored(info.path.removeprefix(f"{root}/"), info.size, info.mtime.astimezone(UTC))
+            for info in found
+            if info.type == pafs.FileType.File and not info.base_name.startswith(atomic.PRIVATE)
+        )
 
     def child(self, prefix: str) -> Store:
         """The store whose root is the given prefix of this one."""

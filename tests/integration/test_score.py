@@ -1,5 +1,7 @@
 """`dkt score`: every hidden row once, in the competition's order, with the predictor's own probability."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ import polars as pl
 import pytest
 
 from dkt_ray.data.query import Query
-from dkt_ray.errors import BundleError, InputError, NotFoundError
+from dkt_ray.errors import BundleError, ConfigError, InputError, NotFoundError
 from dkt_ray.pipelines import scoring
 from dkt_ray.pipelines.scoring import ScoreConfig
 from dkt_ray.registry.store import Registry
@@ -136,6 +138,33 @@ def test_nothing_hidden_nothing_there_and_bad_rows_are_refused(served, log, tmp_
         score(served, path, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
     assert score(served, path, tmp_path / "out.csv", {"max_rejected": 0.1})["rows"] == len(USERS) + 1
+
+
+def test_a_manifest_beside_the_submission_says_what_it_is(served, log, tmp_path):
+    path = runs.write_log(tmp_path / "test.csv", log, [str(user) for user in USERS])
+    result = score(served, path, tmp_path / "out-{auc}-{bundle}.csv", rows=len(USERS) + 1)
+    name = f"out-0.7100-{served[1].version[:12]}.csv"
+    assert result["out"] == str(tmp_path / name)
+    told = json.loads((tmp_path / f"{name}.json").read_text())
+    assert (told["rows"], told["expected_rows"], told["users"]) == (len(USERS) + 1, len(USERS) + 1, len(USERS))
+    assert (told["bundle"], told["metrics"]["auc"]) == (served[1].version, 0.71)
+    assert told["sha256"] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == result["sha256"]
+
+
+def test_another_number_of_hidden_answers_than_was_told_writes_nothing(served, log, tmp_path):
+    path = runs.write_log(tmp_path / "test.csv", log, [str(user) for user in USERS])
+    with pytest.raises(InputError, match="13 hidden answers, setting rows is 744"):
+        score(served, path, tmp_path / "out.csv", rows=744)
+    assert [found.name for found in tmp_path.iterdir()] == ["test.csv"]
+
+
+def test_a_figure_in_the_name_is_one_that_the_bundle_has():
+    assert scoring.file_name("a.csv", "0" * 64, {}) == "a.csv"
+    assert (
+        scoring.file_name("{auc}.csv", "0" * 64, {"auc": {"value": 0.78514, "low": 0.7, "high": 0.8}}) == "0.7851.csv"
+    )
+    with pytest.raises(ConfigError, match="no AUROC"):
+        scoring.file_name("{auc}.csv", "0" * 64, {"auc": None})
 
 
 def test_a_hidden_row_is_never_lost_silently(served, log, tmp_path):
