@@ -45,6 +45,9 @@ JOBS: Final = {
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),
     "ensemble": Job("weigh the families by their out-of-fold predictions", "pipelines.blend", "EnsembleConfig", "own"),
+    "report": Job(
+        "describe a run in one HTML page: trials, members, ensemble", "pipelines.experiment", "ReportConfig", "none"
+    ),
     "runs": Job("list the runs of a store: trials, members, ensemble, bundle", "pipelines.runs", "RunsConfig", "none"),
     "evaluate": Job(
         "print or make a run's table, or open the test vault (final=true)",

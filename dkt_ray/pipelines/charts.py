@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Final, NamedTuple
 
@@ -61,6 +61,57 @@ def lines(series: Mapping[str, Sequence[Point]], x: Axis, y: Axis, diagonal: boo
     return _svg(parts)
 
 
+class Trace(NamedTuple):
+    """A line without marks; its kind is its class, its note shows on hover."""
+
+    points: Sequence[tuple[float, float]]
+    note: str
+    kind: str
+
+
+class Scale(NamedTuple):
+    """A vertical axis of parallel coordinates: its name, and ticks between 0 (bottom) and 1 (top)."""
+
+    name: str
+    ticks: Sequence[tuple[float, str]]
+
+
+def traces(drawn: Sequence[Trace], x: Axis, y: Axis) -> str:
+    """Many lines in one chart, the last on top; what lies below or above the axis is drawn at its end."""
+    parts = [*_frame(x, y)]
+    for trace in drawn:
+        places = ((_x(x, left), _y(y, min(max(height, y.low), y.high))) for left, height in trace.points)
+        parts.append(_path(places, trace.kind, trace.note))
+    return _svg(parts)
+
+
+def parallel(scales: Sequence[Scale], drawn: Sequence[Trace]) -> str:
+    """Parallel coordinates (Inselberg 1985): an axis for each scale, a line for each trace, the last on top.
+
+    Args:
+        scales: from left to right.
+        drawn: lines of points (index of the scale, place on it between 0 and 1).
+    """
+    step, bottom = 118, HEIGHT - _BOTTOM
+    parts, tops = [], 30
+
+    def left(index: float) -> float:
+        return 66 + step * index
+
+    def top(place: float) -> float:
+        return bottom - place * (bottom - tops)
+
+    for index, scale in enumerate(scales):
+        parts.append(_line("axis", left(index), tops, left(index), bottom))
+        parts.append(_text(left(index), 14 if index % 2 else bottom + 24, scale.name, "middle", "name"))
+    for trace in drawn:
+        parts.append(_path(((left(index), top(place)) for index, place in trace.points), trace.kind, trace.note))
+    for index, scale in enumerate(scales):
+        parts += [_text(left(index) - 5, top(place) + 4, label, "end") for place, label in scale.ticks]
+    width = left(len(scales) - 1) + 60
+    return f'<svg viewBox="0 0 {width} {HEIGHT}" style="min-width: {width}px" role="img">{"".join(parts)}</svg>'
+
+
 def bars(values: Mapping[str, float], title: str) -> str:
     """A bar for each value, from top to bottom, as an SVG that can also stand alone as a file."""
     longest, labels, right = max([*values.values(), 1e-300]), 190, 60
@@ -99,6 +150,11 @@ def _mark(point: Point, x: Axis, y: Axis, name: str) -> str:
     )
     title = escape(f"{name}: {point.note or f'{point.y:.4f}'}")
     return f'{whisker}<circle cx="{left:.1f}" cy="{top:.1f}" r="3.5"><title>{title}</title></circle>'
+
+
+def _path(places: Iterable[tuple[float, float]], kind: str, note: str) -> str:
+    points = " ".join(f"{left:.1f},{top:.1f}" for left, top in places)
+    return f'<polyline class="{escape(kind)}" points="{points}"><title>{escape(note)}</title></polyline>'
 
 
 def _frame(x: Axis, y: Axis) -> list[str]:
