@@ -44,6 +44,12 @@ JOBS: Final = {
     "tune": Job(
         "sweep all model families in parallel, keep out-of-fold predictions", "pipelines.sweep", "TuneConfig", "own"
     ),
+    "automl": Job(
+        "spend a time budget on LightGBM's columns and settings: gain or no gain?",
+        "pipelines.automl",
+        "AutomlConfig",
+        "own",
+    ),
     "ensemble": Job("weigh the families by their out-of-fold predictions", "pipelines.blend", "EnsembleConfig", "own"),
     "report": Job(
         "describe a run in one HTML page: trials, members, ensemble", "pipelines.experiment", "ReportConfig", "none"

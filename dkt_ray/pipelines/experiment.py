@@ -23,7 +23,7 @@ from dkt_ray.storage import Store, open_store
 logger = logging.getLogger(__name__)
 
 PAGE: Final = "experiment.html"
-TRIALS: Final = "trials.parquet"  # as `dkt tune` writes it
+TRIALS: Final = ("trials.parquet", "automl/trials.parquet")  # of `dkt tune`, else of `dkt automl`
 AUTOML: Final = "automl.json"  # as `dkt automl` writes it
 NAMES: Final = 20  # runs that a message names
 
@@ -84,7 +84,7 @@ def read(store: Store, config: ReportConfig) -> Experiment:
     models = trained.models(folder)
     found = Experiment(
         run=config.run,
-        trials=folder.read_table(TRIALS).to_pylist() if TRIALS in keys else [],
+        trials=next((folder.read_table(key).to_pylist() for key in TRIALS if key in keys), []),
         members={name: folder.read_json(f"members/{name}/member.json") for name in names},
         report=read_report(folder, REPORT),
         models=models,
@@ -96,12 +96,12 @@ def read(store: Store, config: ReportConfig) -> Experiment:
 
 
 def _missing(found: Experiment, where: str) -> dict[str, str]:
-    """The parts of a sweep that the run does not have, and the command that makes each; of `dkt train`, none is due."""
-    parts = {
+    """The parts of a sweep that a run lacks, and the command that makes each; other jobs' runs need not have them."""
+    parts: dict[str, tuple[Any, str]] = {
         "trials": (found.trials, f"dkt tune {where}"),
         "members": (found.members, f"dkt tune {where}"),
         "ensemble": (found.report, f"dkt ensemble {where}"),
     }
-    if not any(there for there, _ in parts.values()) and (found.models or found.automl):
+    if not found.members and not found.report and (found.models or found.automl):
         return {}
     return {name: f"make it with {command}" for name, (there, command) in parts.items() if not there}

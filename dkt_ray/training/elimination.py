@@ -9,6 +9,7 @@ Legend: C candidate columns, K folds, S steps.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -42,7 +43,11 @@ class Elimination(NamedTuple):
 
 
 def eliminate(
-    config: LightGBMConfig, folds: Iterable[TrainingData], everyone: TrainingData, share: float = 0.2
+    config: LightGBMConfig,
+    folds: Iterable[TrainingData],
+    everyone: TrainingData,
+    share: float = 0.2,
+    fold_s: float | None = None,
 ) -> Elimination:
     """Choose a number of columns by elimination in every fold, and the columns by one on all training users.
 
@@ -52,15 +57,19 @@ def eliminate(
         folds: training users, and held-out ones as validation users; one fold is in memory at a time.
         everyone: all training users.
         share: of the columns that are left, how many a step drops (at least one).
+        fold_s: after so many seconds a fold takes no further step; the sizes are then those that every fold reached,
+            at least the first one.
 
     Raises:
         ConfigError: fewer than two folds, or a fold whose held-out answers have no AUC.
     """
     candidates = Columns(config, everyone.state.number_names).names
     sizes = step_sizes(len(candidates), share)
-    curves = np.array([_curve(config, fold, sizes, number) for number, fold in enumerate(folds)])
-    if len(curves) < 2:
-        raise ConfigError(f"elimination got {len(curves)} folds; it needs at least 2 to choose a number of columns")
+    reached = [_curve(config, fold, sizes, number, fold_s) for number, fold in enumerate(folds)]
+    if len(reached) < 2:
+        raise ConfigError(f"elimination got {len(reached)} folds; it needs at least 2 to choose a number of columns")
+    sizes = sizes[: min(map(len, reached))]
+    curves = np.array([curve[: len(sizes)] for curve in reached])
     best = _best(curves)
     *earlier, chosen = _steps(config, everyone, sizes[: best + 1])
     kept = chosen.columns.names
@@ -107,9 +116,12 @@ def _steps(config: LightGBMConfig, data: TrainingData, sizes: Iterable[int]) -> 
         names = sorted(gain, key=lambda name: -gain[name])
 
 
-def _curve(config: LightGBMConfig, fold: TrainingData, sizes: Iterable[int], number: int) -> list[float]:
-    """AUC of the held-out users at each size."""
+def _curve(
+    config: LightGBMConfig, fold: TrainingData, sizes: Iterable[int], number: int, seconds: float | None
+) -> list[float]:
+    """AUC of the held-out users at each size that is reached in time."""
     assert fold.valid is not None
+    started = time.monotonic()
     counted = scored(fold.valid)
     curve = []
     for model in _steps(config, fold, sizes):
@@ -117,6 +129,8 @@ def _curve(config: LightGBMConfig, fold: TrainingData, sizes: Iterable[int], num
         if found is None:
             raise ConfigError(f"fold {number} holds out {int(counted.sum())} answers, right or wrong ones only: no AUC")
         curve.append(found)
+        if seconds is not None and time.monotonic() - started >= seconds:
+            break
     return curve
 
 

@@ -47,6 +47,14 @@ def folds() -> list[TrainingData]:
     return [planted(w.World.of(w.students(150, seed=seed)).data) for seed in (1, 2)]
 
 
+def test_without_time_every_fold_takes_its_first_step_only(folds):
+    found = eliminate(CONFIG, iter(folds), folds[0], share=0, fold_s=0.0)
+    assert found.sizes == (8,)
+    assert found.auc.shape == (2, 1)
+    assert sorted(found.columns) == sorted([*CONFIG.number_names, *CONFIG.columns])
+    assert found.dropped == ()
+
+
 def test_noise_goes_first_and_what_matters_stays(folds):
     found = eliminate(CONFIG, iter(folds), folds[0], share=0)
     assert found.sizes == (8, 7, 6, 5, 4, 3, 2, 1)
