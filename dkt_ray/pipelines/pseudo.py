@@ -67,7 +67,7 @@ def conclude(folder: Store, guesses: Sequence[Guesses], samples: int) -> dict[st
     kept = first.headline
     y, user = first.correct[kept], first.user.codes[kept]
     found = metrics.paired_difference(y, last.probability[kept], first.probability[kept], user, samples)
-    facts = {
+    facts: dict[str, Any] = {
         "rounds": [_figures(number, _scored(folder, number, rounds), samples) for number in range(rounds + 1)],
         "difference": found,
         "verdict": _verdict(found),

@@ -23,6 +23,7 @@ from pydantic import Field, field_validator
 from dkt_ray import __version__
 from dkt_ray.config import build
 from dkt_ray.ensemble import member
+from dkt_ray.ensemble.families import NEIGHBOURS
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset, Manifest
 from dkt_ray.models.catalog import CATALOG
@@ -31,7 +32,7 @@ from dkt_ray.storage import Store, open_store
 from dkt_ray.training.folds import TrainingUsers, fit_members, is_complete, member_key
 from dkt_ray.training.resources import Resources, place
 from dkt_ray.training.search import FamilySpace
-from dkt_ray.training.selection import Chosen, SelectionConfig, choose, stale
+from dkt_ray.training.selection import Chosen, SelectionConfig, choose, nearest, stale
 from dkt_ray.training.tuning import SearchConfig, TrialResult, nodes, search
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,17 @@ class TuneConfig(SearchConfig, SelectionConfig):
     def _of_known(cls, settings: dict[str, Any]) -> dict[str, Any]:
         _check_families(settings)
         return settings
+
+    @field_validator("shifts")
+    @classmethod
+    def _of_networks(cls, shifts: dict[str, int]) -> dict[str, int]:
+        _check_families(shifts)
+        for family, count in shifts.items():
+            if count < 2:
+                raise ValueError(f"{family} has {count} readings; give 2 or more, or leave it out")
+            if CATALOG[family].view != "sequence":
+                raise ValueError(f"{family} is no network and reads no rows one by one; leave it out")
+        return shifts
 
 
 def run(config: TuneConfig) -> dict[str, Any]:
@@ -151,6 +163,7 @@ def _sweep(
         for choice in choices:
             folder.delete_prefix(choice.folder)
     left = [choice for choice in choices if not is_complete(choice, folder)]
+    resources = {NEIGHBOURS: Resources(), **resources}
     fit_members(left, resources, users, dataset.manifest, folder, config.concurrency, config.folds_parallel)
     for choice in left:
         with tempfile.TemporaryDirectory() as local:
@@ -237,21 +250,21 @@ def _choices(
     for family, space in spaces.items():
         own = trials.filter(pc.equal(trials["digest"], digests[family])).to_pylist()
         choices += choose(family, own, {**space.default, **space.fixed}, config, manifest.fingerprint)
-    return choices
+    return choices + nearest(config, manifest.fingerprint)
 
 
 def _settle(choices: Sequence[Chosen], families: Sequence[str], folder: Store) -> dict[str, dict[str, Any]]:
     """What the run's members are, by name; those that an earlier selection made and this one does not want are gone."""
     there = {key.split("/")[1] for key in folder.list("members")}
-    for name in stale(there, families, choices):
+    for name in stale(there, [*families, NEIGHBOURS], choices):
         logger.info("member %s is not among the chosen ones any more: removed", name)
         folder.delete_prefix(f"members/{name}")
     members = {}
-    for choice in choices:
-        stored = folder.read_json(member_key(choice.name))
-        members[choice.name] = stored | choice.notes
-        if members[choice.name] != stored:  # another search led to the same member
-            folder.write_json(member_key(choice.name), members[choice.name])
+    for name, notes in [(name, choice.notes_of(name)) for choice in choices for name in choice.names]:
+        stored = folder.read_json(member_key(name))
+        members[name] = stored | notes
+        if members[name] != stored:  # another search led to the same member
+            folder.write_json(member_key(name), members[name])
     return members
 
 

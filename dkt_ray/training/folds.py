@@ -4,7 +4,7 @@ Every finished part is in the store at once, so that an interrupted run loses on
 
 Layout below the run's part of the store:
     members/<name>/member.json, oof.parquet, model/      a complete member; member.json is written last
-    members/<name>/parts/<digest>/fold-<k>-<seed>.parquet, refit-<seed>.json, iterations.json
+    members/<name>/parts/<digest>/fold-<k>-<seed>.parquet, shift-<k>-<seed>.parquet, refit-<seed>.json, iterations.json
                                                          finished parts of one that is not
 """
 
@@ -28,13 +28,14 @@ from ray.exceptions import RayError, RayTaskError
 from dkt_ray.config import build
 from dkt_ray.data.history import ranges
 from dkt_ray.ensemble import member
+from dkt_ray.ensemble.families import FAMILIES
+from dkt_ray.ensemble.shift import Shifted
 from dkt_ray.errors import DktError, TrainingError
 from dkt_ray.features.dataset import Manifest, Split
 from dkt_ray.features.encoder import EncoderState
 from dkt_ray.log import progress
 from dkt_ray.metrics import auc
 from dkt_ray.models.base import Model
-from dkt_ray.models.catalog import CATALOG
 from dkt_ray.storage import Store
 from dkt_ray.training.fit import fit as fit_model
 from dkt_ray.training.progress import FitResult, TrainingData
@@ -105,7 +106,8 @@ def fit_members(
     """
     for choice in choices:
         if not run.list(choice.parts):
-            run.delete_prefix(choice.folder)  # of other settings
+            for name in choice.names:
+                run.delete_prefix(f"members/{name}")  # of other settings
     fits = fits_of(choices, manifest.folds)
     todo = [fit for fit in fits if not run.exists(fit.key)]
     left = Counter(fit.choice.name for fit in todo)
@@ -168,13 +170,25 @@ def _score_fold(fit: Fit, users: TrainingUsers, resources: Resources, run: Store
     data, held_out = users.holding_out(fit.fold)
     with claimed(resources):
         model = _fitted(fit, replace(data, valid=None), iterations_of(fit.choice, run)).model
-        started = time.process_time()
-        probability = model.score(held_out.rows, held_out.rows)
-        seconds = time.process_time() - started
+        tables = [_scores(form, held_out) for form in _forms(model, fit.choice)]
     _store_model(model, fit, run)
+    if len(tables) > 1:
+        run.write_table(fit.shift_key, tables[1])
+    run.write_table(fit.key, tables[0])
+
+
+def _forms(model: Model, choice: Chosen) -> list[Model]:
+    """The fitted model, and its shift form where it is wanted, in the order of the member's names."""
+    return [model] if choice.shifts == 1 else [model, Shifted.of(model, choice.shifts)]
+
+
+def _scores(model: Model, held_out: Split) -> pa.Table:
+    """The scores of users whom the model was not fitted on, with what they cost."""
+    started = time.process_time()
+    probability = model.score(held_out.rows, held_out.rows)
+    cost = 1e6 * (time.process_time() - started) / max(held_out.rows.rows, 1)
     table = scored_rows(held_out.rows, held_out.users, held_out.fold, probability).to_table()
-    cost = repr(1e6 * seconds / max(held_out.rows.rows, 1)).encode()
-    run.write_table(fit.key, table.replace_schema_metadata({COST: cost}))
+    return table.replace_schema_metadata({COST: repr(cost).encode()})
 
 
 def _refit(fit: Fit, users: TrainingUsers, resources: Resources, run: Store) -> None:
@@ -200,46 +214,55 @@ def iterations_of(choice: Chosen, run: Store) -> int:
 
 def _fitted(fit: Fit, data: TrainingData, iterations: int | None) -> FitResult:
     family = fit.choice.family
-    return fit_model(family, build(CATALOG[family].config, fit.settings), data, iterations=iterations)
+    return fit_model(family, build(FAMILIES[family].config, fit.settings), data, iterations=iterations)
 
 
 def _store_model(model: Model, fit: Fit, run: Store) -> None:
-    if fit.model is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            member.save(model, Path(folder))
-            run.upload(Path(folder), fit.model)
+    for name, form in zip(fit.choice.names, _forms(model, fit.choice), strict=True):
+        if (place := fit.model_of(name)) is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                member.save(form, Path(folder))
+                run.upload(Path(folder), place)
 
 
 def _put_together(choice: Chosen, manifest: Manifest, run: Store) -> None:
-    """Make a member of its parts."""
+    """Make a member, and before it its shift form, of the parts."""
+    for name in reversed(choice.names):
+        _describe(name, choice, manifest, run)
+    run.delete_prefix(choice.parts)
+
+
+def _describe(name: str, choice: Chosen, manifest: Manifest, run: Store) -> None:
+    """Write a member's out-of-fold scores and its description."""
     fits = fits_of([choice], manifest.folds)
-    models = [fit.model for fit in fits if fit.model is not None]
-    if len(models) > 1:
-        run.write_json(f"{choice.folder}/model/{member.FORM}", member.mean_form(len(models)))
-    parts = {(fit.fold, fit.number): run.read_table(fit.key) for fit in fits if fit.kind == "fold"}
+    models = sum(fit.model_of(name) is not None for fit in fits)
+    if models > 1:
+        run.write_json(f"members/{name}/model/{member.FORM}", member.mean_form(models))
+    own = name == choice.name
+    scores = [(fit, fit.key if own else fit.shift_key) for fit in fits if fit.kind == "fold"]
+    parts = {(fit.fold, fit.number): run.read_table(key) for fit, key in scores}
     each = [_mean_of([parts[fold, number] for number in range(choice.seeds)]) for fold in range(manifest.folds)]
     oof = pa.concat_tables(each).sort_by([("user", "ascending"), ("position", "ascending")])
-    scored = Scored.from_table(oof, f"out-of-fold scores of {choice.name}")
+    scored = Scored.from_table(oof, f"out-of-fold scores of {name}")
     kept = scored.headline
     fingerprint = evaluation_set(manifest, scored).fingerprint
     costs = [float(part.schema.metadata[COST]) for part in parts.values()]
     facts = {
-        "name": choice.name,
+        "name": name,
         "family": choice.family,
         "config": dict(choice.settings),
         "seeds": choice.seeds,
         "served": choice.served,
         "best_iteration": iterations_of(choice, run),
-        "score_us": round(float(np.mean(costs)) * len(models), 3),
+        "score_us": round(float(np.mean(costs)) * models, 3),
         "auc": auc(scored.correct[kept], scored.probability[kept]),
         "fingerprint": fingerprint,
         "dataset": manifest.fingerprint,
         "digest": choice.digest,
     }
-    run.write_table(f"{choice.folder}/oof.parquet", oof.replace_schema_metadata({FINGERPRINT: fingerprint.encode()}))
-    run.write_json(member_key(choice.name), facts | choice.notes)
-    run.delete_prefix(choice.parts)
-    logger.info("%s: out-of-fold auc %.4f", choice.name, facts["auc"])
+    run.write_table(f"members/{name}/oof.parquet", oof.replace_schema_metadata({FINGERPRINT: fingerprint.encode()}))
+    run.write_json(member_key(name), facts | choice.notes_of(name))
+    logger.info("%s: out-of-fold auc %.4f", name, facts["auc"])
 
 
 def _mean_of(tables: Sequence[pa.Table]) -> pa.Table:

@@ -1,7 +1,7 @@
 """From trials to members: which settings of which family are fitted, under which names, and what each fit of them is.
 
 A member is named after its family: `lstm` is the family's best trial, `lstm-2` the second best, `lstm-default` the
-family's default settings.
+family's default settings, and `lstm-shift` the shift form of `lstm`, made of the same fits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from pydantic import Field
 
 from dkt_ray import __version__
 from dkt_ray.config import Config
+from dkt_ray.ensemble.families import NEIGHBOURS
+from dkt_ray.ensemble.neighbours import NeighboursConfig
 from dkt_ray.errors import TrainingError
 
 Served = Literal["refit", "folds"]
 
 DEFAULT: Final = "default"  # origin of a member that no trial stands for, and the end of its name
+SHIFT: Final = "shift"  # the end of the name of a member's shift form
 STOPPING_FOLD: Final = 0  # where the number of iterations is found, as in the trials
 
 
@@ -36,6 +39,11 @@ class SelectionConfig(Config):
     """A member is the mean over models of so many seeds, out of fold and served."""
     served: Served = "refit"
     """What is served: a model refitted on all folds, or the mean of the models of the folds."""
+    shifts: dict[str, int] = Field(default_factory=dict)
+    """Networks that also come in their shift form, e.g. {saint: 3}: <name>-shift is the mean of so many readings, each
+    without one more of the oldest rows; no further fit, but another count fits anew."""
+    neighbours: NeighboursConfig | None = None
+    """Also make the member `neighbours`, the mean answer of the nearest training rows: {} or, e.g., {k: 32}."""
     folds_parallel: bool = True
     """Fit the folds of a member at the same time; false: in turn, to the same scores."""
 
@@ -54,6 +62,7 @@ class Chosen:
     trials: int = 0  # from which it was chosen
     seeds: int = 1
     served: Served = "refit"
+    shifts: int = 1  # of the shift form beside the member; 1: none
 
     @property
     def digest(self) -> str:
@@ -62,12 +71,19 @@ class Chosen:
             name: getattr(self, name)
             for name in ("dataset", "family", "settings", "iterations", "seeds", "served")  # not where it came from
         }
+        if self.shifts > 1:
+            facts["shifts"] = self.shifts
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def folder(self) -> str:
         """Where the member lies in the run."""
         return f"members/{self.name}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the member and of its shift form, if it has one."""
+        return (self.name,) if self.shifts == 1 else (self.name, f"{self.name}-{SHIFT}")
 
     @property
     def parts(self) -> str:
@@ -78,6 +94,10 @@ class Chosen:
     def notes(self) -> dict[str, Any]:
         """What the member's description says of where it came from; another trial may have led to the same."""
         return {"origin": self.origin, "default": self.default, "trials": self.trials}
+
+    def notes_of(self, name: str) -> dict[str, Any]:
+        """The same of the member or of its shift form."""
+        return self.notes if name == self.name else self.notes | {"origin": f"{SHIFT} of {self.name}", "default": False}
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,11 @@ class Fit:
         return f"{self.choice.parts}/{names[self.kind]}"
 
     @property
+    def shift_key(self) -> str:
+        """The scores of a fold by the shift form; there before the part itself is."""
+        return f"{self.choice.parts}/{SHIFT}-{self.fold}-{self.number}.parquet"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Settings of the member with the seed of this fit."""
         return {**self.choice.settings, "seed": self.choice.settings.get("seed", 0) + self.number}
@@ -107,9 +132,13 @@ class Fit:
     @property
     def model(self) -> str | None:
         """Where the fitted model belongs; None: it is not served."""
+        return self.model_of(self.choice.name)
+
+    def model_of(self, name: str) -> str | None:
+        """The same for the member or its shift form."""
         if self.kind != ("fold" if self.choice.served == "folds" else "refit"):
             return None
-        folder = f"{self.choice.folder}/model"
+        folder = f"members/{name}/model"
         if self.choice.served == "refit" and self.choice.seeds == 1:
             return folder
         return f"{folder}/{self.fold * self.choice.seeds + self.number}"
@@ -170,9 +199,18 @@ def choose(
             trials=len(trials),
             seeds=config.seeds,
             served=config.served,
+            shifts=config.shifts.get(family, 1),
         )
         for name, text in wanted.items()
     ]
+
+
+def nearest(config: SelectionConfig, dataset: str) -> list[Chosen]:
+    """The member `neighbours`, if it is wanted."""
+    if config.neighbours is None:
+        return []
+    settings = config.neighbours.model_dump(mode="json")
+    return [Chosen(NEIGHBOURS, NEIGHBOURS, settings, 1, dataset, seeds=config.seeds, served=config.served)]
 
 
 def stale(there: Collection[str], families: Collection[str], choices: Sequence[Chosen]) -> list[str]:
@@ -183,7 +221,7 @@ def stale(there: Collection[str], families: Collection[str], choices: Sequence[C
         families: those of this selection; members of others stay.
         choices: the members that are wanted.
     """
-    wanted = {choice.name for choice in choices}
+    wanted = {name for choice in choices for name in choice.names}
     return sorted(name for name in set(there) - wanted if name.partition("-")[0] in families)
 
 

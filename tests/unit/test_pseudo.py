@@ -182,5 +182,5 @@ def test_what_cannot_be_guessed_is_said(url, tmp_path):
     with pytest.raises(ConfigError, match="workers is 2, and pseudo-labels are for one process; set workers to 1"):
         run(url, "shared", workers=2, pseudo={"rounds": 1})
     datasets.run(write_log(tmp_path / "log.csv", bundles.simulate()), tmp_path / "store")
-    with pytest.raises(ConfigError, match="no such answer for the users who train; set pseudo.of=test to guess"):
+    with pytest.raises(ConfigError, match="no such answer for the users who train; set pseudo"):
         run(str(tmp_path / "store"), "known", pseudo={"rounds": 1})

@@ -86,6 +86,18 @@ def test_the_digest_is_of_what_decides_a_member_and_of_nothing_else() -> None:
     assert len({choice.digest for choice in [CHOSEN, *other]}) == len(other) + 1
 
 
+def test_a_shift_form_is_a_member_beside_its_own() -> None:
+    shifted = replace(CHOSEN, shifts=3)
+    assert replace(CHOSEN, shifts=1).digest == CHOSEN.digest
+    assert len({CHOSEN.digest, shifted.digest, replace(CHOSEN, shifts=2).digest}) == 3
+    assert (CHOSEN.names, shifted.names) == (("lstm",), ("lstm", "lstm-shift"))
+    assert shifted.notes_of("lstm") == shifted.notes == CHOSEN.notes
+    assert shifted.notes_of("lstm-shift") == CHOSEN.notes | {"origin": "shift of lstm", "default": False}
+    assert stale(["lstm", "lstm-shift"], ["lstm"], [shifted]) == []
+    assert stale(["lstm", "lstm-shift"], ["lstm"], [CHOSEN]) == ["lstm-shift"]
+    assert [fit.model_of("lstm-shift") for fit in fits_of([shifted], 2)] == ["members/lstm-shift/model", None, None]
+
+
 def test_members_of_the_families_that_are_not_wanted_any_more_are_stale() -> None:
     there = ["lstm", "lstm-2", "lstm-default", "lstm_attention", "akt-2"]
     assert stale(there, ["lstm", "akt"], [CHOSEN]) == ["akt-2", "lstm-2", "lstm-default"]
