@@ -65,6 +65,12 @@ JOBS: Final = {
     "registry": Job("list, verify, promote or roll back bundles", "pipelines.registry", "RegistryConfig", "none"),
     "rollout": Job("replace the served bundle without losing a request", "serving.rollout", "RolloutConfig", "cluster"),
     "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "lazy"),
+    "champion": Job(
+        "make the champion in one command: prepare, tune, ensemble, publish",
+        "pipelines.champion",
+        "ChampionConfig",
+        "own",
+    ),
     "demo": Job(
         "the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", "own"
     ),

@@ -9,9 +9,8 @@ import contextlib
 import json
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator
+from typing import Any, Final
 
 import httpx
 import numpy as np
@@ -26,14 +25,14 @@ from dkt_ray.errors import DktError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.features.encoder import EncoderConfig
 from dkt_ray.pipelines import blend, prepare, publish, simulate, sweep
+from dkt_ray.pipelines.staged import Stages
 from dkt_ray.serving import rollout
 from dkt_ray.storage import open_store
 from serve_app.demo import DemoPageArgs, demo
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
+STAGES: Final = ("simulate", "prepare", "tune", "ensemble", "publish", "serve", "ask")
 RUN: Final = "demo"
 PAGE: Final = "demo"
 ASKED: Final = 100  # students among whom one with a long history is looked for
@@ -78,7 +77,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         rows, users, auc (by family, ensemble, counting, ...), auc_interval, weights, bundle, probability (answered by
         the HTTP endpoint), seconds (by stage), addresses.
     """
-    stages = Stages()
+    stages = Stages("demo", len(STAGES) - (config.data is not None))  # one's own logs are not simulated
     truth = None
     data = config.data
     if data is None:
@@ -120,23 +119,6 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "seconds": stages.seconds,
         "addresses": {"page": f"{address}/{PAGE}", "docs": f"{address}/docs"},
     }
-
-
-class Stages:
-    """Announces the stages, and remembers how long each took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def run(self, name: str, work: Callable[[], T]) -> T:
-        """Do one stage."""
-        logger.info("== %s", name)
-        started = time.perf_counter()
-        result = work()
-        self.seconds[name] = round(time.perf_counter() - started, 1)
-        reused = " (nothing has changed: reused)" if isinstance(result, dict) and result.get("reused") else ""
-        logger.info("== %s done in %.1f s%s", name, self.seconds[name], reused)
-        return result
 
 
 def _simulate(config: DemoConfig, out: str) -> dict[str, Any]:

@@ -246,10 +246,10 @@ def _choices(
     manifest: Manifest,
 ) -> list[Chosen]:
     """The members of all families; see `training.selection.choose`."""
-    choices = []
+    choices, whole = [], getattr(config, "sample", 1) == 1
     for family, space in spaces.items():
         own = trials.filter(pc.equal(trials["digest"], digests[family])).to_pylist()
-        choices += choose(family, own, {**space.default, **space.fixed}, config, manifest.fingerprint)
+        choices += choose(family, own, {**space.default, **space.fixed}, config, manifest.fingerprint, whole)
     return choices + nearest(config, manifest.fingerprint)
 
 

@@ -164,7 +164,8 @@ def choose(
 
     Args:
         family: key of the catalog.
-        trials: all of the family's trials: trial, status, auc (None: failed), config (JSON), best_iteration, reason.
+        trials: all of the family's trials: trial, status, auc (None: failed), config (JSON), best_iteration, reason,
+            schedule (JSON: [[reports before it, settings in force from then on], ...]; None: they never changed).
         default: the family's default settings, with those that are fixed.
         config: how many, and of what kind.
         dataset: fingerprint of the data.
@@ -182,7 +183,7 @@ def choose(
         )
     distinct: dict[str, Mapping[str, Any]] = {}  # the best trial of each settings, best first
     for row in finished:
-        distinct.setdefault(_text(json.loads(row["config"])), row)
+        distinct.setdefault(_text(_settings(row)), row)
     best = list(distinct)[: config.top]
     wanted = {family if place == 1 else f"{family}-{place}": text for place, text in enumerate(best, start=1)}
     if config.defaults and _text(default) not in best:
@@ -249,9 +250,17 @@ def _fits(choice: Chosen, folds: int) -> list[Fit]:
     return [*found, *refits, *(Fit(choice, "fold", fold, number) for fold in range(folds) for number in seeds)]
 
 
+def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """What the trial was fitted with, at its end where that changed on the way."""
+    settings: dict[str, Any] = json.loads(trial["config"])
+    return settings | (json.loads(trial["schedule"])[-1][1] if trial.get("schedule") else {})
+
+
 def _iterations(trial: Mapping[str, Any] | None, whole: bool) -> int | None:
-    """What the trial found, where it ran on all users and to its own end."""
-    return trial["best_iteration"] if trial is not None and whole and trial["status"] == "finished" else None
+    """What the trial found, where it ran on all users, to its own end, and with one set of settings."""
+    if trial is None or not whole or trial["status"] != "finished" or trial.get("schedule"):
+        return None
+    return int(trial["best_iteration"])
 
 
 def _text(settings: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def test_simulated_data_then_a_second_run_that_reuses_everything_and_ends_with_a
     for name in ("rows", "users", "auc", "weights", "bundle", "probability"):
         assert second[name] == first[name], name
     for stage in ("simulate", "prepare", "tune", "ensemble"):
-        assert re.search(rf"== {stage} done in [0-9.]+ s \(nothing has changed", log), stage
+        assert re.search(rf"stage \d of 7, {stage}: done in [0-9.]+ s \(nothing has changed", log), stage
 
 
 def interrupted_demo(store: str) -> tuple[dict[str, Any], str]:

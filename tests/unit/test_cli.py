@@ -9,7 +9,7 @@ import pytest
 from dkt_ray import cli
 from dkt_ray.config import Config, fields, load
 
-GIVEN = {"rollout": ["bundle=champion"]}  # what differs from run to run
+GIVEN = {"rollout": ["bundle=champion"], "champion": ["data.path=logs.csv"]}  # what differs from run to run
 ROOT = Path(__file__).resolve().parents[2]
 
 
