@@ -62,6 +62,14 @@ def test_iterations_are_found_anew_where_the_trial_did_not_run_to_its_end_on_all
     assert [fit.kind for fit in fits_of([replace(CHOSEN, iterations=None)], 2)] == ["iterations", *known]
 
 
+def test_settings_that_changed_on_the_way_are_taken_as_they_were_at_the_end() -> None:
+    schedule = [[0, {"rate": 0.1}], [2, {"rate": 0.3}], [4, {"rate": 0.2}]]
+    member = chosen(trial("p", 0.9, 32, schedule=json.dumps(schedule)))["lstm"]
+    assert member.settings == {"seed": 0, "width": 32, "rate": 0.2}
+    assert member.iterations is None  # no fit of these settings has run so far
+    assert chosen(trial("p", 0.9, 32, schedule=None))["lstm"].iterations == 5
+
+
 def test_a_family_without_a_finished_trial_says_why() -> None:
     with pytest.raises(TrainingError, match=r"no trial of lstm finished \(1 tried\): loss is nan at step 3"):
         chosen(trial("d", None, 16, reason="loss is nan at step 3"))
