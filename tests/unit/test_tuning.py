@@ -325,7 +325,7 @@ def failing(trace: str, tmp_path: Path) -> Any:
     )
 
 
-DIED = "Failure # 1 (occurred at x)\nValueError: first\nFailure # 2 (occurred at y)\nThe actor died unexpectedly before finishing."
+DIED = "Failure # 1 (at x)\nValueError: first\nFailure # 2 (at y)\nThe actor died unexpectedly."
 
 
 @pytest.mark.parametrize(
