@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,7 +90,7 @@ def no_op(sample: Mapping[str, Any], users: TrainingUsers, resources: Resources,
 
 def figures(taken: list[dict[str, float]]) -> dict[str, Any]:
     """Cost per trial, in each half, from three measurements."""
-    halves = list(zip(taken, taken[1:], strict=False))
+    halves = list(pairwise(taken))
     per_trial = {
         name: [(after[name] - before[name]) / (after["trials"] - before["trials"]) for before, after in halves]
         for name in ("disk", "memory", "seconds")

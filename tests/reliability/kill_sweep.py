@@ -114,9 +114,8 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
     print(f"{run}: ended with {driver.returncode}; {len(done)} trials finished here", flush=True)
     if driver.returncode > 0:
         print(log.read_text()[-2000:])
-    written = [
-        line["trial"] for line in done if driver.returncode == 0 or ended - datetime.fromisoformat(line["ts"]) > WRITTEN
-    ]
+    late = ended - WRITTEN if driver.returncode else ended
+    written = [line["trial"] for line in done if datetime.fromisoformat(line["ts"]) <= late]
     return {"code": driver.returncode, "finished": written}
 
 
