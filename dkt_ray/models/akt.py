@@ -66,7 +66,7 @@ SPACE: Final[Space] = {
     "learning_rate": Between(5e-4, 5e-3, log=True),
     "embedding_rate": Between(0.02, 0.5, log=True),
     "weight_decay": Between(1e-3, 1e-1, log=True),
-    "batch_rows": Choice((4096, 8192)),
+    "batch_rows": Choice((4096, 6144, 8192)),
 }
 
 

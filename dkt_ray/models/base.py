@@ -106,3 +106,4 @@ class ModelSpec:
     config: type[ModelConfig]
     model: type[Model]
     space: Space
+    follows: tuple[str, ...] = ()  # settings that may change at a checkpoint while the fit goes on

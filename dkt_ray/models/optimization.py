@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ ObjectiveName = Literal["bce", "label_smoothing", "focal", "f1"]
 OptimizerName = Literal["adam", "adamw", "adamp", "madgrad"]
 ScheduleName = Literal["one_cycle", "linear", "cosine", "cosine_restarts", "step", "plateau", "constant"]
 Precision = Literal["float32", "bfloat16"]
+FOLLOWS: Final = ("learning_rate", "embedding_rate", "weight_decay", "clip_norm", "dropout", "unknown_share")
 
 
 class OptimizationConfig(ModelConfig):

@@ -43,7 +43,8 @@ from dkt_ray.training.folds import TrainingUsers, select
 from dkt_ray.training.protocol import Scored, scored_rows
 from dkt_ray.training.resources import Resources, claimed, place
 from dkt_ray.training.search import FamilySpace
-from dkt_ray.training.tuning import VALIDATION_FOLD, SearchConfig, TrialResult, nodes, search
+from dkt_ray.training.trial import VALIDATION_FOLD
+from dkt_ray.training.tuning import SearchConfig, TrialResult, nodes, search
 
 logger = logging.getLogger(__name__)
 

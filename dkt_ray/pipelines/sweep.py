@@ -12,6 +12,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,6 @@ import ray
 from pydantic import Field, field_validator
 
 from dkt_ray import __version__
-from dkt_ray.config import build
 from dkt_ray.ensemble import member
 from dkt_ray.ensemble.families import NEIGHBOURS
 from dkt_ray.errors import ConfigError
@@ -31,8 +31,10 @@ from dkt_ray.pipelines.importance import draw_importance
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.folds import TrainingUsers, fit_members, is_complete, member_key
 from dkt_ray.training.resources import Resources, place
-from dkt_ray.training.search import FamilySpace
+from dkt_ray.training.sampling import sampled
+from dkt_ray.training.search import Attempt, FamilySpace
 from dkt_ray.training.selection import Chosen, SelectionConfig, choose, nearest, stale
+from dkt_ray.training.spaces import Domain, laid_over, within
 from dkt_ray.training.tuning import SearchConfig, TrialResult, nodes, search
 
 logger = logging.getLogger(__name__)
@@ -51,8 +53,13 @@ TRIALS_SCHEMA: Final = pa.schema(
         ("curve", pa.list_(pa.float64())),
         ("reason", pa.string()),
         ("digest", pa.string()),
+        ("schedule", pa.string()),  # JSON: [[reports before it, settings in force from then on], ...]; null: unchanged
     ]
 )
+DECIDES: Final = {  # the settings of a sweep on which its trials depend
+    *("trials", "scheduler", "searcher", "max_reports", "grace_period", "reduction_factor", "perturbation_reports"),
+    *("seed", "time_budget_s", "compute_budget_s", "sample"),
+}
 _TUNE: Final = "tune"  # Ray Tune's own folder in a run
 
 
@@ -71,6 +78,12 @@ class TuneConfig(SearchConfig, SelectionConfig):
     """What a fit of a family takes while it runs, e.g. {lstm_attention: {cpus: 1, gpus: 0.25}}; default: 1 CPU."""
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of a family that are fixed instead of searched, e.g. {lightgbm: {rounds: 1000}}."""
+    spaces: dict[str, dict[str, Domain]] = Field(default_factory=dict)
+    """What may vary, in place of a family's own, e.g. {lstm: {width: [32, 64], dropout: {low: 0, high: 0.5}}}."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier runs of this store: their finished trials teach Optuna, and the best of them are tried again early."""
+    sample: float = Field(default=1, gt=0, le=1)
+    """Share of the training users on which trials are fitted and compared; members are fitted on all of them."""
     resume: bool = True
     """Go on with what an earlier run of these settings left; false: start again."""
 
@@ -82,7 +95,7 @@ class TuneConfig(SearchConfig, SelectionConfig):
             raise ValueError("name each family once, and at least one")
         return families
 
-    @field_validator("resources", "overrides")
+    @field_validator("resources", "overrides", "spaces")
     @classmethod
     def _of_known(cls, settings: dict[str, Any]) -> dict[str, Any]:
         _check_families(settings)
@@ -117,6 +130,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     dataset = Dataset.open(store, config.dataset)
     folder = store.child(f"runs/{config.run}")
     spaces = {family: _space(family, config) for family in config.families}
+    spaces = _warmed(spaces, config, store)
     digests = {family: _digest(family, space, config, dataset.manifest) for family, space in spaces.items()}
     trials = _stored_trials(folder)
     unsearched = [family for family in spaces if not config.resume or not _finished(trials, digests[family])]
@@ -145,12 +159,14 @@ def _sweep(
     """Search the families that were not, then fit the members that are not there; returns all members."""
     resources = _resources(list(spaces), config)
     trials = _stored_trials(folder)
-    users = ray.put(TrainingUsers(dataset.load(), dataset.state))
+    everyone = TrainingUsers(dataset.load(), dataset.state)
+    some = sampled(everyone, config.sample, config.seed)
+    users = ray.put(everyone)
     if unsearched:
         found = search(
             {family: spaces[family] for family in unsearched},
             resources,
-            users,
+            users if some is everyone else ray.put(some),
             config,
             folder.child(_TUNE),
             _experiment(folder, [digests[family] for family in unsearched], config.resume),
@@ -176,17 +192,41 @@ def _space(family: str, config: TuneConfig) -> FamilySpace:
     """What varies in a family: its space, without what is fixed by config.
 
     Raises:
-        ConfigError: the family has no such setting, or not this value.
+        ConfigError: the family has no such setting, or not this value, or the space contradicts itself.
     """
-    spec = CATALOG[family]
     fixed = {"seed": config.seed} | config.overrides.get(family, {})
-    try:
-        settings = build(spec.config, fixed).model_dump(mode="json")
-    except ConfigError as error:
-        raise ConfigError(f"overrides.{family}: {error}") from None
-    space = {name: domain for name, domain in spec.space.items() if name not in fixed}
-    default = {name: settings.pop(name) for name in space}
-    return FamilySpace(space, default, settings)
+    return FamilySpace(*laid_over(family, CATALOG[family], fixed, config.spaces.get(family, {})))
+
+
+def _warmed(spaces: Mapping[str, FamilySpace], config: TuneConfig, store: Store) -> dict[str, FamilySpace]:
+    """The spaces, with what earlier runs know of them.
+
+    Raises:
+        ConfigError: one of them has no trials.
+    """
+    tables = []
+    for name in config.warm_start:
+        folder = store.child(f"runs/{name}")
+        if name == config.run or not folder.exists(TRIALS):
+            raise ConfigError(
+                f"warm_start names the run {name!r}, which has no finished sweep in {config.store} or is this run; "
+                "name an earlier one, or none"
+            )
+        tables.append(folder.read_table(TRIALS).select(["family", "config", "auc"]))
+    rows = [row for table in tables for row in table.to_pylist() if row["auc"] is not None]
+    return {family: replace(search, known=_known(family, search, rows)) for family, search in spaces.items()}
+
+
+def _known(family: str, search: FamilySpace, rows: Iterable[Mapping[str, Any]]) -> tuple[Attempt, ...]:
+    """Earlier trials of a family inside the space, each setting once, the best first."""
+    own = sorted((row for row in rows if row["family"] == family), key=lambda row: -row["auc"])
+    found: dict[str, Attempt] = {}
+    for row in own:
+        settings = json.loads(row["config"])
+        if within(search.space, settings):
+            params = {name: settings[name] for name in search.space}
+            found.setdefault(json.dumps(params, sort_keys=True), Attempt(params, "finished", row["auc"]))
+    return tuple(found.values())
 
 
 def _digest(family: str, space: FamilySpace, config: TuneConfig, manifest: Manifest) -> str:
@@ -198,9 +238,8 @@ def _digest(family: str, space: FamilySpace, config: TuneConfig, manifest: Manif
         "space": {name: repr(domain) for name, domain in space.space.items()},
         "default": space.default,
         "fixed": space.fixed,
-        "search": config.model_dump(
-            mode="json", include={"trials", "max_reports", "grace_period", "reduction_factor", "seed", "time_budget_s"}
-        ),
+        "known": [(attempt.params, attempt.auc) for attempt in space.known],
+        "search": config.model_dump(mode="json", include=DECIDES),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -222,7 +261,8 @@ def _experiment(folder: Store, digests: Sequence[str], resume: bool) -> str:
 def _stored_trials(folder: Store) -> pa.Table:
     if not folder.exists(TRIALS):
         return TRIALS_SCHEMA.empty_table()
-    return folder.read_table(TRIALS)
+    table = folder.read_table(TRIALS)
+    return table if table.schema.names == TRIALS_SCHEMA.names else TRIALS_SCHEMA.empty_table()  # of an earlier version
 
 
 def _finished(trials: pa.Table, digest: str) -> bool:
@@ -231,8 +271,9 @@ def _finished(trials: pa.Table, digest: str) -> bool:
 
 def _trials_table(results: Iterable[TrialResult], digests: Mapping[str, str]) -> pa.Table:
     rows = [
-        {name: getattr(result, name) for name in TRIALS_SCHEMA.names if name not in ("config", "digest")}
+        {name: getattr(result, name) for name in TRIALS_SCHEMA.names if name not in ("config", "digest", "schedule")}
         | {"config": json.dumps(result.settings, sort_keys=True), "digest": digests[result.family]}
+        | {"schedule": json.dumps(result.schedule) if result.schedule else None}
         for result in sorted(results, key=lambda result: (result.family, result.trial))
     ]
     return pa.Table.from_pylist(rows, schema=TRIALS_SCHEMA)
@@ -246,7 +287,7 @@ def _choices(
     manifest: Manifest,
 ) -> list[Chosen]:
     """The members of all families; see `training.selection.choose`."""
-    choices, whole = [], getattr(config, "sample", 1) == 1
+    choices, whole = [], config.sample == 1
     for family, space in spaces.items():
         own = trials.filter(pc.equal(trials["digest"], digests[family])).to_pylist()
         choices += choose(family, own, {**space.default, **space.fixed}, config, manifest.fingerprint, whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dkt_ray.errors import ConfigError
+from dkt_ray.models.base import ModelConfig
 from dkt_ray.models.network import Network, SequenceConfig
 from dkt_ray.training.averaging import MovingAverage
-from dkt_ray.training.optimizers import make_optimizer, put_state, state_of
+from dkt_ray.training.optimizers import OF_CONFIG, make_optimizer, put_state, state_of
 from dkt_ray.training.progress import Progress
 
 CHECKPOINT: Final = "training.safetensors"
@@ -77,9 +78,7 @@ def store(run: Run, folder: Path) -> None:
         "groups": groups,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{CHECKPOINT}.partial"
-    save_file(tensors, partial, {"run": json.dumps(facts)})
-    partial.replace(folder / CHECKPOINT)
+    _write(tensors, facts, folder)
 
 
 def restore(run: Run, folder: Path) -> None:
@@ -104,6 +103,33 @@ def restore(run: Run, folder: Path) -> None:
     run.best, run.best_epoch = parts["best"], facts["best_epoch"]
     run.curve = [Progress(*values) for values in facts["curve"]]
     run.tally = Tally(**facts["tally"])
+
+
+def follow(folder: Path, config: ModelConfig, names: Collection[str]) -> None:
+    """Let the checkpoint in the folder, if there is one, go on with other values of some settings.
+
+    Args:
+        folder: of the checkpoint.
+        config: the settings from now on.
+        names: those which may differ: a run can change them on the way.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists() or not names:
+        return
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["run"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    now = config.model_dump(mode="json", include=set(names))
+    if now != {name: facts["config"][name] for name in now}:
+        facts["config"] |= now
+        facts["groups"] = [{key: group[key] for key in group if key not in OF_CONFIG} for group in facts["groups"]]
+        _write(tensors, facts, folder)
+
+
+def _write(tensors: dict[str, Tensor], facts: dict[str, Any], folder: Path) -> None:
+    partial = folder / f"{CHECKPOINT}.partial"
+    save_file(tensors, partial, {"run": json.dumps(facts)})
+    partial.replace(folder / CHECKPOINT)
 
 
 def _same_settings(before: dict[str, Any], config: SequenceConfig, folder: Path) -> None:

@@ -13,6 +13,9 @@ from dkt_ray.models.optimization import OptimizationConfig, OptimizerName
 Groups = list[dict[str, Any]]
 
 
+OF_CONFIG: Final = ("weight_decay", "share")  # what the config says of a group, beside the rate of each step
+
+
 def parameter_groups(network: nn.Module, config: OptimizationConfig) -> Groups:
     """Weight matrices decay; embeddings (at their own share of the rate), biases, norms and other vectors do not."""
     tables = [module.weight for module in network.modules() if isinstance(module, nn.Embedding)]

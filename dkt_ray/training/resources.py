@@ -76,6 +76,14 @@ def claimed(resources: Resources) -> Iterator[None]:
         yield
 
 
+def out_of_memory(found: str) -> str:
+    """What helps a trial that has run out of memory."""
+    return (
+        f"out of memory ({found}); run fewer trials at once (concurrency), give each more cpus, or lower sample or "
+        "the batch_rows of the family"
+    )
+
+
 @contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for the time of a block."""

@@ -1,7 +1,7 @@
-"""(Ray) How the trials of several families share one Tune experiment: Optuna proposes, successive halving stops.
+"""(Ray) How the trials of several families share one Tune experiment: whose turn it is, and what is tried.
 
-Tune asks one searcher and one scheduler for the whole experiment; scores of different families say nothing about each
-other's settings, and their iterations are not comparable, so both keep a book per family.
+Tune asks one searcher for the whole experiment; scores of different families say nothing about each other's settings,
+so it keeps a book per family.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from dkt_ray.models.base import Between, Choice, Space
+from dkt_ray.training.spaces import within
 
 METRIC: Final = "auc"  # best validation AUC of a trial so far, in every report
 CURVE: Final = "curve"  # the METRIC of every report of the trial so far
 REPORTS: Final = "reports"  # how many there were: the clock of the successive halving
 ITERATION: Final = "iteration"  # epoch or round of a report
 REASON: Final = "reason"  # why a trial failed
+REFUSED: Final = "refused"  # why the store did not take a trial's checkpoint
+SCHEDULE: Final = "schedule"  # [[reports before it, settings in force from then on], ...], where a trial changed some
 
+_AGAIN: Final = 4  # one trial in so many repeats a good one of an earlier sweep
 _STARTUP: Final = 8  # trials at random before Optuna's TPE has something to learn from
 
+SearcherName = Literal["optuna", "random"]
 Status = Literal["running", "finished", "failed"]
 _STATES: Final[dict[Status, TrialState]] = {
     "running": TrialState.RUNNING,
@@ -47,6 +50,7 @@ class FamilySpace:
     space: Space
     default: Mapping[str, Any]  # the first trial's values of the space
     fixed: Mapping[str, Any]  # settings of every trial
+    known: tuple[Attempt, ...] = ()  # finished trials of earlier sweeps inside the space, the best first
 
 
 @dataclass
@@ -56,25 +60,51 @@ class Attempt:
     params: dict[str, Any]
     status: Status = "running"
     auc: float | None = None
+    seconds: float = 0.0
 
 
-def propose(space: Space, default: Mapping[str, Any], past: Sequence[Attempt], seed: int) -> dict[str, Any]:
-    """The next values to try: first the default, then Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
+def propose(
+    space: Space,
+    default: Mapping[str, Any],
+    past: Sequence[Attempt],
+    seed: int,
+    known: Sequence[Attempt] = (),
+    searcher: SearcherName = "optuna",
+) -> dict[str, Any]:
+    """The next values to try: first the default, then those of Optuna or of chance.
+
+    Optuna's tree-structured Parzen estimator: Bergstra et al. 2011.
 
     Args:
         space: what may vary.
         default: values of the first trial; they may lie outside the space.
         past: all earlier trials; running ones count as bad, so that parallel trials differ.
-        seed: the same past and seed give the same values.
+        seed: the same past and seed give the same values; with `random`, the same seed.
+        known: finished trials of earlier sweeps.
+        searcher: optuna, or random: a list that is drawn before anything is known.
     """
     if not past or not space:
         return dict(default)
     distributions = {name: _distribution(domain) for name, domain in space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if searcher == "random":
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        return study.ask(distributions).params
     sampler = optuna.samplers.TPESampler(n_startup_trials=_STARTUP, constant_liar=True, seed=seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.add_trials([_frozen(attempt, distributions) for attempt in past if _inside(attempt.params, distributions)])
+    seen = [attempt for attempt in (*known, *past) if within(space, attempt.params)]
+    study.add_trials([_frozen(attempt, distributions) for attempt in seen])
     return study.ask(distributions).params
+
+
+def spent(seconds: Mapping[str, float], demands: Mapping[str, Mapping[str, float]]) -> float:
+    """Compute that families have used: seconds times GPUs where a family takes some, else times CPUs.
+
+    Args:
+        seconds: of all trials, per family.
+        demands: resources of a trial, per family, in Ray's names.
+    """
+    return sum(total * (demands[family].get("GPU") or demands[family]["CPU"]) for family, total in seconds.items())
 
 
 def _distribution(domain: Between | Choice) -> BaseDistribution:
@@ -83,15 +113,6 @@ def _distribution(domain: Between | Choice) -> BaseDistribution:
     if domain.integer:
         return IntDistribution(int(domain.low), int(domain.high), log=domain.log)
     return FloatDistribution(domain.low, domain.high, log=domain.log)
-
-
-def _inside(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> bool:
-    return all(
-        domain._contains(domain.to_internal_repr(params[name]))
-        if not isinstance(domain, CategoricalDistribution)
-        else params[name] in domain.choices
-        for name, domain in distributions.items()
-    )
 
 
 def _frozen(attempt: Attempt, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
@@ -114,6 +135,8 @@ class FamilySearch(Searcher):
         seed: int,
         capacity: Callable[[], Mapping[str, float]],
         concurrency: int | None = None,
+        searcher: SearcherName = "optuna",
+        compute_budget_s: float | None = None,
     ) -> None:
         """A fresh book.
 
@@ -124,6 +147,8 @@ class FamilySearch(Searcher):
             seed: of the proposals.
             capacity: gives what the cluster has in all; it is asked each time, since clusters grow and shrink.
             concurrency: trials of all families at the same time.
+            searcher: what proposes values.
+            compute_budget_s: of all trials (see `spent`); where it is used up, none begins.
         """
         super().__init__(metric=METRIC, mode="max")
         self._families = dict(families)
@@ -132,21 +157,29 @@ class FamilySearch(Searcher):
         self._trials = trials
         self._seed = seed
         self._concurrency = concurrency
+        self._searcher = searcher
+        self._compute_budget_s = math.inf if compute_budget_s is None else compute_budget_s
         self._attempts: dict[str, dict[str, Attempt]] = {family: {} for family in families}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial: {"family", "settings"}; None: not now; FINISHED: every family has had its trials."""
+        """The next trial: {"family", "settings"}; None: not now; FINISHED: all trials, or the budget, are used up."""
         open_ = [family for family, attempts in self._attempts.items() if len(attempts) < self._trials]
-        if not open_:
+        if not open_ or self._spent() >= self._compute_budget_s:
             return Searcher.FINISHED  # type: ignore[return-value]  # Tune's own signature has no room for it
         family = min(open_, key=lambda name: (not self._has_room(name), len(self._attempts[name])))
         if not self._has_room(family):
             return None
         return {"family": family, "settings": self._next(family, trial_id)}
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Book what a trial has used so far."""
+        attempt = self._attempt(trial_id)
+        attempt.seconds = max(attempt.seconds, result.get("time_total_s", 0.0))
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Book a trial's end; a trial without a finite AUC has failed."""
-        attempt = next(attempts[trial_id] for attempts in self._attempts.values() if trial_id in attempts)
+        attempt = self._attempt(trial_id)
+        attempt.seconds = max(attempt.seconds, (result or {}).get("time_total_s", 0.0))
         auc = (result or {}).get(METRIC, math.nan)
         attempt.status = "failed" if error or not math.isfinite(auc) else "finished"
         attempt.auc = auc if attempt.status == "finished" else None
@@ -166,6 +199,15 @@ class FamilySearch(Searcher):
             family: {trial_id: Attempt(**fields) for trial_id, fields in attempts.items()}
             for family, attempts in book.items()
         }
+
+    def _attempt(self, trial_id: str) -> Attempt:
+        return next(attempts[trial_id] for attempts in self._attempts.values() if trial_id in attempts)
+
+    def _spent(self) -> float:
+        seconds = {
+            family: sum(attempt.seconds for attempt in attempts.values()) for family, attempts in self._attempts.items()
+        }
+        return spent(seconds, self._demands)
 
     def _has_room(self, family: str) -> bool:
         running = [
@@ -188,58 +230,11 @@ class FamilySearch(Searcher):
         search, attempts = self._families[family], self._attempts[family]
         key = (self._seed, zlib.crc32(family.encode()), len(attempts))  # a family's trials do not depend on the others
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        params = propose(search.space, search.default, list(attempts.values()), seed)
+        again = search.known[: self._trials // _AGAIN]
+        if 0 < len(attempts) <= len(again):
+            params = dict(again[len(attempts) - 1].params)
+        else:
+            past = list(attempts.values())
+            params = propose(search.space, search.default, past, seed, search.known, self._searcher)
         attempts[trial_id] = Attempt(params)
         return {**params, **search.fixed}
-
-
-class FamilyHalving(FIFOScheduler):
-    """One asynchronous successive halving (ASHA, Li et al. 2020) per family; a trial whose AUC is not finite stops."""
-
-    def __init__(self, families: Sequence[str], max_reports: int, grace_period: int, reduction_factor: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._unsaved: Any = None  # the controller, after a trial's end
-        self._halving = {
-            family: AsyncHyperBandScheduler(
-                time_attr=REPORTS,
-                metric=METRIC,
-                mode="max",
-                max_t=max_reports,
-                grace_period=min(grace_period, max_reports),
-                reduction_factor=reduction_factor,
-            )
-            for family in families
-        }
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Enter a trial; one that an earlier driver ran brings its curve, so that the rungs know it."""
-        halving = self._of(trial)
-        halving.on_trial_add(tune_controller, trial)
-        for reports, auc in enumerate((trial.last_result or {}).get(CURVE, ()), start=1):
-            halving.on_trial_result(tune_controller, trial, {REPORTS: reports, METRIC: auc})
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Continue or stop."""
-        if not math.isfinite(result[METRIC]):
-            return TrialScheduler.STOP
-        return self._of(trial).on_trial_result(tune_controller, trial, result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Record the last rung of a trial that ended, unless it diverged."""
-        self._unsaved = tune_controller
-        if math.isfinite(result.get(METRIC, math.nan)):
-            self._of(trial).on_trial_complete(tune_controller, trial, result)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The next in the queue, once what has ended is written down: a killed driver repeats no finished trial."""
-        ended, self._unsaved = self._unsaved, None
-        if ended is not None:
-            ended.checkpoint(force=True)
-        return super().choose_trial_to_run(tune_controller)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Forget a trial that never ran."""
-        self._of(trial).on_trial_remove(tune_controller, trial)
-
-    def _of(self, trial: Trial) -> AsyncHyperBandScheduler:
-        return self._halving[trial.config["family"]]

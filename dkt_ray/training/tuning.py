@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-import bisect
-import json
 import logging
 import math
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-import numpy as np
 import ray
 from pydantic import Field, model_validator
 from ray import tune
+from ray.tune import TuneError
 from ray.tune.experiment import Trial
 
-from dkt_ray.config import Config, build
-from dkt_ray.errors import DktError
+from dkt_ray.config import Config
+from dkt_ray.errors import StorageError
+from dkt_ray.models.base import Space
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.storage import Store
-from dkt_ray.training.fit import fit
 from dkt_ray.training.folds import TrainingUsers
-from dkt_ray.training.live import ENDING, ProgressLines, last_line
-from dkt_ray.training.progress import Progress
-from dkt_ray.training.resources import Resources, claimed, environment
-from dkt_ray.training.search import CURVE, ITERATION, METRIC, REASON, REPORTS, FamilyHalving, FamilySearch, FamilySpace
+from dkt_ray.training.live import ENDING, ProgressLines, why
+from dkt_ray.training.resources import Resources, environment
+from dkt_ray.training.schedulers import Early, FamilyScheduler, SchedulerName
+from dkt_ray.training.search import (
+    CURVE,
+    ITERATION,
+    METRIC,
+    REASON,
+    SCHEDULE,
+    FamilySearch,
+    FamilySpace,
+    SearcherName,
+)
+from dkt_ray.training.trial import BEST, Care, run_trial
 
 logger = logging.getLogger(__name__)
 
 _SNAPSHOT_S: Final = 2  # how much of the book of trials a killed driver may lose
-_BEST: Final = "best_iteration"
-
-VALIDATION_FOLD: Final = 0  # trials are compared on the users of this fold
+_LINE: Final = re.compile(r"(?:^|\n)\s*(?:[\w.]+\.)?(?:OSError|PermissionError|StorageError): ([^\n]+)")
 
 # Settings that Ray Tune reads from the environment only.
 ENVIRONMENT: Final = {
@@ -55,12 +59,19 @@ class SearchConfig(Config):
 
     trials: int = Field(default=4, ge=1)
     """Trials per family; the first is the family's default."""
+    scheduler: SchedulerName = "asha"
+    """What stops trials early: asha (successive halving), median (worse than half of the others), none; or pbt: the
+    worst of those that run go on from the best one's checkpoint, with other settings. Always within a family."""
+    searcher: SearcherName = "optuna"
+    """What proposes settings: optuna, or random, a list drawn beforehand."""
     max_reports: int = Field(default=200, ge=1)
     """Longest trial, in reports: a report is an epoch of a network or some rounds of a booster."""
     grace_period: int = Field(default=2, ge=1)
     """Reports before a trial may be stopped for being behind."""
     reduction_factor: float = Field(default=3, gt=1)
-    """Of the trials that reach a rung of the successive halving, about one in this many goes on."""
+    """asha: of the trials that reach a rung, about one in this many goes on."""
+    perturbation_reports: int = Field(default=2, ge=1)
+    """pbt: reports between two comparisons."""
     seed: int = 0
     """Seed of the search and of every fit."""
     concurrency: int | None = Field(default=None, ge=1)
@@ -73,6 +84,11 @@ class SearchConfig(Config):
     """Seconds of training between a trial's checkpoints."""
     time_budget_s: float | None = Field(default=None, gt=0)
     """Stop the search after this time and go on with the best so far."""
+    compute_budget_s: float | None = Field(default=None, gt=0)
+    """Start no trial once all have used this much: seconds times GPUs where a trial takes some, else times CPUs."""
+    hang_s: float | None = Field(default=1800, gt=0)
+    """Longest time without a report: a worker that is silent for longer is ended, and its trial tried again (retries).
+    It must be more than an epoch takes; unset: wait for ever."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -95,6 +111,10 @@ class TrialResult:
     seconds: float
     curve: list[float]  # best AUC so far, per report
     reason: str  # why it failed
+    schedule: list[Any] | None = None  # [[reports before it, settings in force from then on], ...], if some changed
+
+
+TrialFunction = Callable[[Mapping[str, Any], TrainingUsers, Resources, Care], None]
 
 
 def search(
@@ -104,6 +124,7 @@ def search(
     config: SearchConfig,
     folder: Store,
     name: str,
+    run: TrialFunction = run_trial,
 ) -> list[TrialResult]:
     """Run the trials of all families, or those that are left of an experiment of the same name.
 
@@ -114,15 +135,20 @@ def search(
         config: how to search.
         folder: Ray Tune's own place: nothing else may write there (it restores its state by pickle).
         name: the experiment.
+        run: what a trial does, in a Ray worker.
+
+    Raises:
+        StorageError: the store refuses writes, or is full.
     """
     filesystem, root = folder.filesystem()
     path = f"{root}/{name}"
+    care = Care(config.checkpoint_s, config.hang_s, config.perturbation_reports if config.scheduler == "pbt" else None)
 
     def trial(sample: dict[str, Any]) -> None:
-        run_trial(sample, ray.get(users), resources[sample["family"]], config.checkpoint_s)
+        run(sample, ray.get(users), resources[sample["family"]], care)
 
     trainable = tune.with_resources(trial, lambda sample: _request(resources[sample["family"]]))
-    with environment(ENVIRONMENT), _quiet():
+    with environment(ENVIRONMENT), _quiet(), _refusals(path):
         if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
             logger.info("the sweep goes on where an earlier one ended")
             tuner = tune.Tuner.restore(
@@ -144,67 +170,6 @@ def search(
         return [_result(trial) for trial in tune.ExperimentAnalysis(path, storage_filesystem=filesystem).trials]
 
 
-def run_trial(sample: Mapping[str, Any], users: TrainingUsers, resources: Resources, checkpoint_s: float) -> None:
-    """One trial (runs in a Ray worker): fit a family, from its last checkpoint if there is one, and report the AUC.
-
-    Args:
-        sample: {"family", "settings"}.
-        users: shared by all trials, read-only.
-        resources: what this trial may use.
-        checkpoint_s: least seconds between two checkpoints.
-    """
-    family = sample["family"]
-    with tempfile.TemporaryDirectory() as name, claimed(resources):
-        reports = Reports(Path(name), checkpoint_s)
-        data, _ = users.holding_out(VALIDATION_FOLD)
-        try:
-            fit(family, build(CATALOG[family].config, sample["settings"]), data, reports, Path(name))
-        except DktError as error:  # it would come again: no retry
-            tune.report({METRIC: math.nan, REPORTS: len(reports.curve) + 1, CURVE: reports.curve, REASON: str(error)})
-
-
-class Reports:
-    """Passes a fit's progress on to Tune, with a checkpoint of the fit now and then."""
-
-    _FILE: Final = "reports.json"
-
-    def __init__(self, folder: Path, checkpoint_s: float) -> None:
-        """Begin, or go on from the checkpoint that Tune has for this trial, which is then copied into the folder."""
-        self.curve: list[float] = []  # best AUC so far
-        self.iterations: list[int] = []
-        self._folder = folder
-        self._checkpoint_s = checkpoint_s
-        self._saved = time.monotonic()
-        if (checkpoint := tune.get_checkpoint()) is not None:
-            checkpoint.to_directory(folder)
-            state = json.loads((folder / self._FILE).read_text(encoding="utf-8"))
-            self.curve, self.iterations = state["curve"], state["iterations"]
-
-    def __call__(self, progress: Progress) -> None:
-        """Report the best AUC so far; the trial ends here when the scheduler has seen enough."""
-        earlier = bisect.bisect_left(self.iterations, progress.iteration)  # a fit that cannot resume begins again
-        del self.curve[earlier:], self.iterations[earlier:]
-        auc = math.nan if progress.auc is None else progress.auc
-        self.curve.append(float(np.fmax(auc, self.curve[-1])) if self.curve else auc)
-        self.iterations.append(progress.iteration)
-        metrics = {
-            METRIC: self.curve[-1],
-            REPORTS: len(self.curve),
-            CURVE: self.curve,
-            ITERATION: progress.iteration,
-            _BEST: self.iterations[self.curve.index(self.curve[-1])],
-        }
-        tune.report(metrics, checkpoint=self._checkpoint())
-
-    def _checkpoint(self) -> tune.Checkpoint | None:
-        if time.monotonic() - self._saved < self._checkpoint_s:
-            return None
-        state = {"curve": self.curve, "iterations": self.iterations}
-        (self._folder / self._FILE).write_text(json.dumps(state), encoding="utf-8")
-        self._saved = time.monotonic()
-        return tune.Checkpoint(self._folder)
-
-
 def nodes() -> list[dict[str, float]]:
     """What each live node of the cluster has in all, in Ray's names."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -217,12 +182,35 @@ def _tune_config(
     capacity = unlimited if config.autoscale else ray.cluster_resources
     return tune.TuneConfig(
         num_samples=len(families) * config.trials,
-        search_alg=FamilySearch(families, demands, config.trials, config.seed, capacity, config.concurrency),
-        scheduler=FamilyHalving(list(families), config.max_reports, config.grace_period, config.reduction_factor),
+        search_alg=FamilySearch(
+            families,
+            demands,
+            config.trials,
+            config.seed,
+            capacity,
+            config.concurrency,
+            config.searcher,
+            config.compute_budget_s,
+        ),
+        scheduler=FamilyScheduler(
+            Early(
+                config.scheduler,
+                config.max_reports,
+                config.grace_period,
+                config.reduction_factor,
+                config.perturbation_reports,
+            ),
+            {family: mutable(family, search) for family, search in families.items()},
+        ),
         time_budget_s=config.time_budget_s,
         reuse_actors=True,
         trial_dirname_creator=_trial_folder,
     )
+
+
+def mutable(family: str, search: FamilySpace) -> Space:
+    """The part of a family's space that a running fit can follow."""
+    return {name: domain for name, domain in search.space.items() if name in CATALOG[family].follows}
 
 
 def _run_config(trials: int, config: SearchConfig, folder: Store, name: str) -> tune.RunConfig:
@@ -232,9 +220,9 @@ def _run_config(trials: int, config: SearchConfig, folder: Store, name: str) -> 
         storage_path=root,
         storage_filesystem=filesystem,
         verbose=0,
-        callbacks=[ProgressLines(trials)],
+        callbacks=[ProgressLines(trials, hang_s=config.hang_s)],
         failure_config=tune.FailureConfig(max_failures=config.retries),
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if config.scheduler == "pbt" else 2),
     )
 
 
@@ -262,19 +250,42 @@ def _result(trial: Trial) -> TrialResult:
         settings=trial.config["settings"],
         auc=auc if math.isfinite(auc) else None,
         iterations=metrics.get(ITERATION, 0),
-        best_iteration=metrics.get(_BEST, 0),
+        best_iteration=metrics.get(BEST, 0),
         seconds=metrics.get("time_total_s", 0.0),
         curve=list(metrics.get(CURVE, ())),
-        reason=(metrics.get(REASON) or last_line(str(trial.get_error() or ""))) if failed else "",
+        reason=(metrics.get(REASON) or why(str(trial.get_error() or ""))) if failed else "",
+        schedule=metrics.get(SCHEDULE),
     )
+
+
+@contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Say in one line that the store does not take what the sweep writes; what is there stays, to be resumed."""
+    try:
+        yield
+    except (TuneError, OSError) as error:
+        found = refusal(error)
+        if found is None:
+            raise
+        raise StorageError(
+            f"{path}: the store refuses the sweep's state ({found}); free some space or allow writing there, and run "
+            "the same command again: it goes on where it stopped"
+        ) from error
+
+
+def refusal(error: BaseException) -> str | None:
+    """Why the operating system or the store did not take a write; None: this is another error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    lines = _LINE.findall(str(error))
+    return lines[-1] if lines else None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Ray Tune's lines that say nothing to a reader."""
-    libraries = [
-        logging.getLogger(f"ray.tune.{name}") for name in ("analysis.experiment_analysis", "execution.tune_controller")
-    ]
+    names = ("analysis.experiment_analysis", "execution.tune_controller", "schedulers.pbt")
+    libraries = [logging.getLogger(f"ray.tune.{name}") for name in names]
     for library in libraries:
         library.addFilter(_says_something)
     try:
@@ -289,5 +300,6 @@ def _says_something(record: logging.LogRecord) -> bool:
     absent = record.exc_info is not None and isinstance(record.exc_info[1], FileNotFoundError)
     return not (
         (absent and "Error handling checkpoint" in record.msg)  # to delete one that a killed driver had deleted already
+        or record.name.endswith("schedulers.pbt")  # `live` says where a trial goes on
         or "Failed to fetch metrics" in record.msg  # from the files of the loggers that we switched off
     )

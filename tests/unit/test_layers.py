@@ -21,8 +21,11 @@ SHELL = {
     "dkt_ray.serving.rollout",
     "dkt_ray.training.folds",
     "dkt_ray.training.live",
+    "dkt_ray.training.sampling",
+    "dkt_ray.training.schedulers",
     "dkt_ray.training.search",
     "dkt_ray.training.sequence_trainer",
+    "dkt_ray.training.trial",
     "dkt_ray.training.tuning",
     "dkt_ray.training.weights",
 }

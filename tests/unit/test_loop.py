@@ -16,7 +16,7 @@ from dkt_ray.features.batch import UNKNOWN_ID, SequenceBatch
 from dkt_ray.features.collate import collate
 from dkt_ray.models.lstm_attention import LstmAttention, LstmAttentionConfig
 from dkt_ray.training import loop
-from dkt_ray.training.checkpoint import CHECKPOINT, Run, restore
+from dkt_ray.training.checkpoint import CHECKPOINT, Run, follow, restore
 from dkt_ray.training.feed import Part
 from dkt_ray.training.objectives import OBJECTIVES
 from dkt_ray.training.optimizers import OPTIMIZERS
@@ -322,3 +322,21 @@ def test_training_leaves_the_callers_generator_alone(data):
     torch.manual_seed(5)
     train(data, config(epochs=1))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_checkpoint_follows_settings_that_change_on_the_way_and_the_new_ones_are_in_force(data, tmp_path):
+    """Population based training: weights and moments of one trial go on with the settings of another."""
+    before = config(epochs=1, weight_decay=0.1, embedding_rate=0.1, learning_rate=1e-3)
+    train(data, before, checkpoint=tmp_path)
+    now = config(epochs=3, patience=3, weight_decay=0.2, embedding_rate=0.5, learning_rate=0.0123, dropout=0.4)
+    with pytest.raises(ConfigError, match="has other settings"):
+        train(data, now, checkpoint=tmp_path)
+    follow(tmp_path, now, ("weight_decay", "embedding_rate", "learning_rate", "dropout", "epochs", "patience"))
+    run = Run.of(LstmAttention(now, loop.Inputs.of(data.state)))
+    restore(run, tmp_path)
+    assert len(run.curve) == 1
+    assert run.optimizer.state_dict()["state"]
+    groups = run.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.0, 0.0]
+    assert [group["share"] for group in groups] == [1.0, 1.0, 0.5]
+    assert [progress.iteration for progress in train(data, now, checkpoint=tmp_path).curve] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""The pure parts of a sweep: proposals, whose turn it is, early stopping, resources, reports, digests, the choice."""
+"""The pure parts of a sweep: proposals, whose turn it is, resources, live lines, digests, the choice."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray import tune
-from ray.tune.schedulers import TrialScheduler
+from ray.tune import TuneError
 from ray.tune.search import Searcher
 
 from dkt_ray.config import build
-from dkt_ray.errors import ConfigError
+from dkt_ray.errors import ConfigError, StorageError
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.dataset import Manifest, Split
 from dkt_ray.models.base import Between, Choice
@@ -27,19 +26,17 @@ from dkt_ray.storage import open_store
 from dkt_ray.training import tuning
 from dkt_ray.training.folds import select
 from dkt_ray.training.live import ENDING, ProgressLines
-from dkt_ray.training.progress import Progress
 from dkt_ray.training.resources import Resources, claimed, place
 from dkt_ray.training.search import (
-    CURVE,
     ITERATION,
     METRIC,
     REASON,
-    REPORTS,
+    REFUSED,
     Attempt,
-    FamilyHalving,
     FamilySearch,
     FamilySpace,
     propose,
+    spent,
 )
 from tests.datasets import manifest
 
@@ -163,62 +160,63 @@ def test_a_restored_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert second.suggest("t6") == Searcher.FINISHED
 
 
-# --- early stopping
+def test_a_random_search_is_a_list_drawn_beforehand() -> None:
+    """Whatever the trials found, and in whatever order they ended, the configurations are the same."""
+
+    def drawn(aucs: list[float], searcher: Any = "random") -> list[dict[str, Any]]:
+        search = FamilySearch(
+            {"a": FamilySpace(SPACE, DEFAULT, {})}, {"a": ONE_CPU}, 12, 3, lambda: {"CPU": 1.0}, None, searcher
+        )
+        found = []
+        for number, auc in enumerate(aucs):
+            found.append(search.suggest(f"t{number}")["settings"])
+            end(search, f"t{number}", auc)
+        return found
+
+    rising, falling = [0.5 + 0.01 * k for k in range(12)], [0.7 - 0.01 * k for k in range(12)]
+    assert drawn(rising) == drawn(falling)
+    assert len({str(settings) for settings in drawn(rising)}) == 12
+    assert drawn(rising, "optuna") != drawn(falling, "optuna")
+    assert drawn(rising, "optuna") == drawn(rising, "optuna")  # one slot: the same seed, the same trials
 
 
-def trial_of(family: str, name: str, curve: tuple[float, ...] = ()) -> Any:
-    last = {CURVE: list(curve), METRIC: curve[-1]} if curve else {}
-    return SimpleNamespace(trial_id=name, config={"family": family}, last_result=last)
+def test_a_warm_start_repeats_the_best_and_learns_from_all() -> None:
+    space = {"x": Between(0.0, 1.0)}
+    known = tuple(Attempt({"x": 0.8 + 0.002 * k}, "finished", 0.8 - 0.001 * k) for k in range(12))
+    low = tuple(Attempt({"x": 0.02 * k}, "finished", 0.5 + 0.001 * k) for k in range(12))
+    found = []
+    for seed in range(20):
+        search = FamilySearch(
+            {"a": FamilySpace(space, {"x": 0.1}, {}, known + low)}, {"a": ONE_CPU}, 8, seed, lambda: {"CPU": 1.0}
+        )
+        trials = []
+        for number in range(4):
+            trials.append(search.suggest(f"t{number}")["settings"]["x"])
+            end(search, f"t{number}", 0.6)
+        assert trials[:3] == [0.1, 0.8, 0.802]  # the default, then a quarter of the trials
+        found.append(trials[3])
+    assert np.mean(found) > 0.65
 
 
-def report(halving: FamilyHalving, trial: Any, reports: int, auc: float) -> str:
-    return halving.on_trial_result(None, trial, {REPORTS: reports, METRIC: auc})
+def test_no_trial_begins_once_the_compute_is_used_up_and_a_restored_search_remembers_it(tmp_path: Path) -> None:
+    demands = {"cpu": {"CPU": 2.0}, "gpu": {"CPU": 4.0, "GPU": 0.5}}
+    assert spent({"cpu": 10, "gpu": 30}, demands) == 10 * 2 + 30 * 0.5
 
+    def fresh() -> FamilySearch:
+        families = {family: FamilySpace(SPACE, DEFAULT, {}) for family in demands}
+        return FamilySearch(families, demands, 9, 0, lambda: {"CPU": 16.0, "GPU": 2.0}, None, "optuna", 40)
 
-def halving_of(*families: str) -> FamilyHalving:
-    return FamilyHalving(families, max_reports=9, grace_period=1, reduction_factor=3)
-
-
-def test_a_trial_is_stopped_for_being_behind_its_own_family_only() -> None:
-    halving = halving_of("a", "b")
-    good, poor, other = trial_of("a", "1"), trial_of("a", "2"), trial_of("b", "3")
-    for trial in (good, poor, other):
-        halving.on_trial_add(None, trial)
-    assert report(halving, good, 1, 0.8) == TrialScheduler.CONTINUE
-    assert report(halving, poor, 1, 0.6) == TrialScheduler.STOP
-    assert report(halving, other, 1, 0.5) == TrialScheduler.CONTINUE
-    assert report(halving, good, 9, 0.9) == TrialScheduler.STOP  # the longest trial
-
-
-def test_a_trial_whose_auc_is_not_a_number_is_stopped() -> None:
-    halving, trial = halving_of("a"), trial_of("a", "1")
-    halving.on_trial_add(None, trial)
-    assert report(halving, trial, 1, math.nan) == TrialScheduler.STOP
-    halving.on_trial_complete(None, trial, {REPORTS: 1, METRIC: math.nan})
-    fair = trial_of("a", "2")
-    halving.on_trial_add(None, fair)
-    assert report(halving, fair, 1, 0.5) == TrialScheduler.CONTINUE  # the rung has not seen the NaN
-
-
-def test_after_a_resume_the_rungs_know_the_trials_of_the_earlier_driver() -> None:
-    halving = halving_of("a")
-    halving.on_trial_add(None, trial_of("a", "old", curve=(0.8, 0.85)))
-    new = trial_of("a", "new")
-    halving.on_trial_add(None, new)
-    assert report(halving, new, 1, 0.6) == TrialScheduler.STOP
-
-
-def test_a_trial_s_end_is_written_down_before_the_next_one_starts() -> None:
-    saved: list[bool] = []
-    controller: Any = SimpleNamespace(checkpoint=lambda force: saved.append(force), get_trials=list)
-    halving, trial = halving_of("a"), trial_of("a", "1")
-    halving.on_trial_add(controller, trial)
-    halving.choose_trial_to_run(controller)
-    assert saved == []
-    halving.on_trial_complete(controller, trial, {REPORTS: 3, METRIC: 0.7})
-    for _ in range(2):
-        halving.choose_trial_to_run(controller)
-    assert saved == [True]
+    search = fresh()
+    assert [search.suggest(name)["family"] for name in ("t0", "t1")] == ["cpu", "gpu"]
+    search.on_trial_result("t0", {METRIC: 0.6, "time_total_s": 10.0})
+    search.on_trial_complete("t1", {METRIC: 0.6, "time_total_s": 30.0})
+    assert search.suggest("t2")  # 20 + 15 are used
+    search.save(str(tmp_path / "book"))
+    again = fresh()
+    again.restore(str(tmp_path / "book"))
+    for one in (search, again):
+        one.on_trial_complete("t0", {METRIC: 0.6, "time_total_s": 12.5})
+        assert one.suggest("t3") == Searcher.FINISHED
 
 
 # --- resources
@@ -279,55 +277,6 @@ def test_growing_clusters_need_a_bound() -> None:
     assert [search.suggest(name) is None for name in ("t0", "t1", "t2")] == [False, False, True]
 
 
-# --- reports
-
-
-@pytest.fixture
-def reported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], Any]]:
-    """What a trial tells Tune."""
-    calls: list[tuple[dict[str, Any], Any]] = []
-    monkeypatch.setattr(tuning.tune, "get_checkpoint", lambda: None)
-    monkeypatch.setattr(tuning.tune, "report", lambda metrics, checkpoint=None: calls.append(({**metrics}, checkpoint)))
-    return calls
-
-
-def at(iteration: int, auc: float | None) -> Progress:
-    return Progress(iteration, auc, 0.6, 1e4)
-
-
-def test_reports_carry_the_best_so_far(reported: list[Any], tmp_path: Path) -> None:
-    reports = tuning.Reports(tmp_path, checkpoint_s=60)
-    for progress in (at(25, math.nan), at(50, 0.6), at(75, 0.7), at(100, 0.65), at(125, math.nan)):
-        reports(progress)
-    assert [call[0][METRIC] for call in reported][1:] == [0.6, 0.7, 0.7, 0.7]
-    assert math.isnan(reported[0][0][METRIC])
-    assert [call[0]["best_iteration"] for call in reported][1:] == [50, 75, 75, 75]
-    assert reported[-1][0][REPORTS] == 5
-    assert reported[-1][0][ITERATION] == 125
-    assert all(checkpoint is None for _, checkpoint in reported)
-
-
-def test_a_resumed_trial_goes_on_with_its_curve_and_a_fit_that_begins_again_replaces_it(
-    reported: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "first").mkdir()
-    reports = tuning.Reports(tmp_path / "first", checkpoint_s=0)
-    (tmp_path / "first" / "model").write_text("weights")
-    for progress in (at(1, 0.6), at(2, 0.7), at(3, 0.65)):
-        reports(progress)
-    saved = tune.Checkpoint.from_directory(tmp_path / "first")
-    monkeypatch.setattr(tuning.tune, "get_checkpoint", lambda: saved)
-    again = tuning.Reports(tmp_path / "second", checkpoint_s=60)
-    assert (tmp_path / "second" / "model").read_text() == "weights"
-    again(at(4, 0.68))
-    assert reported[-1][0][CURVE] == [0.6, 0.7, 0.7, 0.7]
-    assert reported[-1][0]["best_iteration"] == 2
-    anew = tuning.Reports(tmp_path / "third", checkpoint_s=60)
-    anew(at(1, 0.61))
-    assert reported[-1][0][CURVE] == [0.61]
-    assert reported[-1][0][REPORTS] == 1
-
-
 # --- live lines
 
 
@@ -362,6 +311,82 @@ def test_lines_name_what_a_reader_wants_to_know(caplog: pytest.LogCaptureFixture
     assert failure.startswith("tune a t2: failed: loss is nan, auc nan (best 0.7500), 2 of 4 trials done")
 
 
+def failing(trace: str, tmp_path: Path) -> Any:
+    (tmp_path / "error.txt").write_text(trace)
+    last: dict[str, Any] = {METRIC: 0.6}
+    return SimpleNamespace(
+        trial_id="t0",
+        config={"family": "a"},
+        error_file=str(tmp_path / "error.txt"),
+        last_result=last,
+        latest_checkpoint_result=None,
+        run_metadata=SimpleNamespace(last_result=last, invalidate_cache=lambda: None),
+        is_finished=lambda: True,
+    )
+
+
+DIED = "Failure # 1 (at x)\nValueError: first\nFailure # 2 (at y)\nThe actor died unexpectedly."
+
+
+@pytest.mark.parametrize(
+    ("trace", "silent_s", "reason"),
+    [
+        (DIED, 61.0, "no report for 60 s (hang_s), so its worker was ended"),
+        (DIED, 59.0, "its worker died"),
+        (
+            "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+            99.0,
+            "lower sample",
+        ),
+        (
+            f"{DIED}\nFailure # 3 (z)\nTraceback\nZeroDivisionError: division by zero",
+            99.0,
+            "ZeroDivisionError: division by zero",
+        ),
+    ],
+)
+def test_a_failure_says_what_happened_and_what_helps(
+    trace: str, silent_s: float, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [100.0]
+    lines, trial = ProgressLines(total=1, hang_s=60, clock=lambda: now[0]), failing(trace, tmp_path)
+    lines.on_step_begin(0, [trial])
+    lines.on_trial_start(0, [trial], trial)
+    now[0] += 500
+    lines.on_trial_result(0, [trial], trial, {METRIC: 0.6})
+    now[0] += silent_s
+    with caplog.at_level(logging.INFO):
+        lines.on_trial_error(0, [trial], trial)
+    assert reason in trial.run_metadata.last_result[REASON]
+    assert reason in caplog.messages[-1]
+
+
+def test_a_checkpoint_that_the_store_refuses_ends_the_sweep() -> None:
+    with pytest.raises(StorageError, match="No space left"):
+        ProgressLines(total=1).on_trial_result(0, [], SimpleNamespace(), {METRIC: math.nan, REFUSED: "No space left"})
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            TuneError("Traceback\n  a\ndkt_ray.errors.StorageError: No space left on device\n"),
+            "No space left on device",
+        ),
+        (TuneError("Traceback\n  a\nPermissionError: [Errno 13] Permission denied: '/x'"), "[Errno 13] Permission"),
+        (TuneError("Traceback\n  a\nValueError: OSError: is named only"), None),
+    ],
+)
+def test_what_the_store_refuses_is_told_from_other_errors(error: Exception, found: str | None) -> None:
+    told = tuning.refusal(error)
+    assert told is None if found is None else found in (told or "")
+    with pytest.raises(StorageError if found else TuneError) as raised, tuning._refusals("s/tune"):
+        raise error
+    assert found is None or "s/tune: the store refuses" in str(raised.value)
+    assert found is None or "run the same command again" in str(raised.value)
+
+
 # --- the sweep's own decisions
 
 
@@ -381,7 +406,7 @@ def test_the_default_is_the_whole_catalog() -> None:
     assert config_of().families == tuple(CATALOG)
 
 
-@pytest.mark.parametrize("setting", ["families", "resources", "overrides"])
+@pytest.mark.parametrize("setting", ["families", "resources", "overrides", "spaces"])
 def test_an_unknown_family_is_refused(setting: str) -> None:
     value: Any = ["gpt"] if setting == "families" else {"gpt": {}}
     with pytest.raises(ConfigError, match=rf"{setting} is .*no model family 'gpt'; the catalog has lightgbm"):
@@ -409,7 +434,7 @@ def test_the_digest_changes_with_what_decides_the_result_and_with_nothing_else()
         digest(resources={"lightgbm": {"cpus": 2}}),
         digest(families=["lightgbm"]),
         digest(overrides={"lstm_attention": {"epochs": 1}}),
-        digest(store="elsewhere", run="r", retries=0, checkpoint_s=1, resume=False),
+        digest(store="elsewhere", run="r", retries=0, checkpoint_s=1, resume=False, hang_s=9),
     ]
     assert len(set(same)) == 1
     other = [
@@ -418,6 +443,11 @@ def test_the_digest_changes_with_what_decides_the_result_and_with_nothing_else()
         digest(max_reports=3),
         digest(grace_period=3),
         digest(reduction_factor=2),
+        digest(scheduler="median"),
+        digest(searcher="random"),
+        digest(sample=0.5),
+        digest(compute_budget_s=60),
+        digest(spaces={"lightgbm": {"num_leaves": [31, 63]}}),
         digest(overrides={"lightgbm": {"rounds": 11}}),
         digest(manifest=MANIFEST.model_copy(update={"fingerprint": "cafe"})),
         digest("lstm_attention"),
