@@ -1,8 +1,8 @@
-"""The ensemble step: from members' out-of-fold probabilities to the chain that is served, at 10 members and 5 million rows.
+"""The ensemble step at 10 members and 5 million rows: from out-of-fold probabilities to the chain that is served.
 
-Every way of combining them (Ray Tune's search aside), the choice in nested folds, the trial removals, the calibrator and
-the intervals of the shares. The members are made up: views of one truth, sharper and duller ones, copies and noise. The
-last line of output is one JSON object.
+Every way of combining them (Ray Tune's search aside), the choice in nested folds, the trial removals, the calibrator
+and the intervals of the shares. The members are made up: sharper and duller views of one truth. The last line of output
+is one JSON object.
 """
 
 from __future__ import annotations

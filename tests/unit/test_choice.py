@@ -1,4 +1,4 @@
-"""Which combination is served: no row's own label, members of no use are dropped, and calibration only where it helps."""
+"""Which combination is served: no row sees its own label, members of no use go, and a calibrator must help."""
 
 from __future__ import annotations
 

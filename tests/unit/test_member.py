@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from dkt_ray.ensemble import member
+from dkt_ray.ensemble.neighbours import Neighbours, NeighboursConfig
+from dkt_ray.ensemble.shift import Shifted
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.encoder import encode
+from dkt_ray.registry import bundle
 from tests import bundles
 
 
@@ -33,6 +36,22 @@ def test_a_mean_comes_back_and_is_the_mean(tmp_path: Path) -> None:
     again = member.load(tmp_path)
     expected = np.mean([part.score(rows(), rows()) for part in parts], axis=0)
     np.testing.assert_allclose(again.score(rows(), rows()), expected, rtol=0, atol=1e-15)
+
+
+def test_a_bundle_serves_special_members(tmp_path: Path) -> None:
+    network, world = bundles.trained()["lstm_attention"], bundles.world()
+    models = {
+        "shifted": member.Mean((network, Shifted.of(network, 2))),
+        "neighbours": Neighbours.fit(NeighboursConfig(k=5), rows(), world.state),
+    }
+    for name, model in models.items():
+        (tmp_path / name).mkdir()
+        member.save(model, tmp_path / name)
+    folders = {name: tmp_path / name for name in models}
+    digest = bundles.build(tmp_path / "bundle", folders, {"shifted": 0.6, "neighbours": 0.4})
+    served = bundle.verify(tmp_path / "bundle", digest).scorer.members  # its golden requests were answered again
+    for name, model in models.items():
+        assert np.array_equal(served[name].score(rows(), rows()), model.score(rows(), rows()))
 
 
 def test_a_mean_refuses_an_encoder_that_a_part_does_not_know() -> None:
