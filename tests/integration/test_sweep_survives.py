@@ -76,16 +76,16 @@ def without_families_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("ray_cluster", "without_families_of_our_own")
 def test_a_trial_that_hangs_is_ended_tried_again_and_failed_with_the_reason(tmp_path: Path) -> None:
     families = dict.fromkeys(("stuck", "slow", "fine"), Resources())
-    results = search(tmp_path, families, hangs_once, trials=1, hang_s=3, retries=1)
+    results = search(tmp_path, families, hangs_once, trials=1, hang_s=8, retries=1)
     found = {result.family: result for result in results}
     assert {family: result.status for family, result in found.items()} == {
         "stuck": "failed",
         "slow": "finished",
         "fine": "finished",
     }
-    assert "no report for 3 s (hang_s), so its worker was ended" in found["stuck"].reason
-    marks = {family: (tmp_path / f"{family}-was-here").read_text() for family in families}
-    assert marks == {"stuck": "xx", "slow": "xx", "fine": "x"}
+    assert "no report for 8 s (hang_s), so its worker was ended" in found["stuck"].reason
+    tries = {family: (tmp_path / f"{family}-was-here").read_text() for family in ("stuck", "slow")}
+    assert tries == {"stuck": "xx", "slow": "xx"}
 
 
 def steady(sample: Mapping[str, Any], users: TrainingUsers, resources: Resources, care: Care) -> None:
