@@ -31,6 +31,7 @@ from dkt_ray.training.search import FamilySpace
 from dkt_ray.training.trial import VALIDATION_FOLD, Care, run_trial
 
 SLOTS: Final = 2
+MARKS: Final = "marks"
 PROBE: Final = {"lightgbm": 50, "lstm": 1}  # rounds and epochs, by whose time those of a trial are set
 
 
@@ -58,35 +59,22 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(folder: Path, users: TrainingUsers, settings: Mapping[str, Mapping[str, Any]], trials: int) -> dict[str, Any]:
-    """The sweep: each family's trials all have its settings and another seed of the order of their windows."""
+    """The sweep: each family's trials all have its settings."""
     config = build(tuning.SearchConfig, {"trials": trials, "scheduler": "none", "concurrency": SLOTS})
-    families = {family: FamilySpace({}, {}, dict(fixed)) for family, fixed in settings.items()}
-    (folder / "marks").mkdir()
-    shared = ray.put(users)
+    marks_folder = folder / MARKS
+    marks_folder.mkdir()
+    families = {name: FamilySpace({}, {}, {**fixed, MARKS: str(marks_folder)}) for name, fixed in settings.items()}
+    shared, resources = ray.put(users), dict.fromkeys(families, Resources())
     started = time.time()
-    resources = dict.fromkeys(families, Resources())
-    results = tuning.search(
-        {f: FamilySpace({}, {}, {**s.fixed, MARKS: str(folder / "marks")}) for f, s in families.items()},
-        resources,
-        shared,
-        config,
-        open_store(folder / "store"),
-        "overhead",
-        marked,
-    )
+    results = tuning.search(families, resources, shared, config, open_store(folder / "store"), "overhead", marked)
     wall = time.time() - started
     assert {result.status for result in results} == {"finished"}, results
-    marks = [json.loads(path.read_text()) for path in (folder / "marks").iterdir()]
+    marks = [json.loads(path.read_text()) for path in marks_folder.iterdir()]
     worked = sum(mark["ended"] - mark["began"] for mark in marks)
     longest = max(mark["ended"] - mark["began"] for mark in marks)
     print(json.dumps({"wall_s": round(wall, 1), "trials": len(marks), "longest_trial_s": round(longest, 1)}))
-    return {
-        "efficiency": round(worked / (wall * SLOTS), 3),
-        "startup_s": round((wall * SLOTS - worked) / len(marks), 2),
-    }
-
-
-MARKS: Final = "marks"
+    slots = wall * SLOTS
+    return {"efficiency": round(worked / slots, 3), "startup_s": round((slots - worked) / len(marks), 2)}
 
 
 def marked(sample: Mapping[str, Any], users: TrainingUsers, resources: Resources, care: Care) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ from dkt_ray.training.trial import BEST, Care, run_trial
 logger = logging.getLogger(__name__)
 
 _SNAPSHOT_S: Final = 2  # how much of the book of trials a killed driver may lose
+_TO_CLONE: Final = 20  # checkpoints of a trial: another one that is to go on from one starts when there is room
+_THREAD_S: Final = ("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # how long a worker may take to let go of a trial
 _LINE: Final = re.compile(r"(?:^|\n)\s*(?:[\w.]+\.)?(?:OSError|PermissionError|StorageError): ([^\n]+)")
 
 # Settings that Ray Tune reads from the environment only.
@@ -145,6 +148,7 @@ def search(
     care = Care(config.checkpoint_s, config.hang_s, config.perturbation_reports if config.scheduler == "pbt" else None)
 
     def trial(sample: dict[str, Any]) -> None:
+        os.environ.setdefault(*_THREAD_S)  # read by Ray Tune in the worker, when it gets another trial
         run(sample, ray.get(users), resources[sample["family"]], care)
 
     trainable = tune.with_resources(trial, lambda sample: _request(resources[sample["family"]]))
@@ -222,7 +226,7 @@ def _run_config(trials: int, config: SearchConfig, folder: Store, name: str) -> 
         verbose=0,
         callbacks=[ProgressLines(trials, hang_s=config.hang_s)],
         failure_config=tune.FailureConfig(max_failures=config.retries),
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if config.scheduler == "pbt" else 2),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=_TO_CLONE if config.scheduler == "pbt" else 2),
     )
 
 

@@ -143,7 +143,7 @@ def test_a_sweep_by_pbt_on_a_sample_ends_in_members_fitted_on_everyone(prepared:
         overrides={"lstm_attention": {"epochs": 6, "patience": 6}},
     )
     trials = trials_of(prepared, "pbt")
-    assert {trial["status"] for trial in trials} <= {"finished", "stopped"}
+    assert [trial["reason"] for trial in trials if trial["status"] == "failed"] == []
     assert len(trials) == 6
     for trial in trials:
         settings = json.loads(trial["config"])

@@ -8,7 +8,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from benchmarks import core, data_plane, encode_latency, ensemble_step, evaluate, process_tree, train_memory, yardstick
+from benchmarks import (
+    core,
+    data_plane,
+    encode_latency,
+    ensemble_step,
+    evaluate,
+    process_tree,
+    train_memory,
+    tune_growth,
+    yardstick,
+)
 from benchmarks.core import COLUMNS, STRATEGIES, Made
 from dkt_ray.data.simulate import SimulateConfig, simulate
 from dkt_ray.errors import DktError
@@ -130,6 +140,17 @@ def test_the_last_line_has_every_figure_that_is_asked_for(monkeypatch, capsys):
     missing = dict.fromkeys(("core_speedup", "ray_speedup", "row_time_ratio_20m", "peak_gib"))
     assert missing.items() <= figures.items()
     assert min(figures["encode_ms_340x1"], figures["encode_ms_340x1000"]) > 0
+
+
+def test_what_a_trial_leaves_behind_is_told_for_each_half_of_the_trials():
+    marks = [
+        {"trials": 1, "disk": 100.0, "memory": 1e6, "seconds": 0.0},
+        {"trials": 5, "disk": 500.0, "memory": 2e6, "seconds": 8.0},
+        {"trials": 10, "disk": 1500.0, "memory": 2e6, "seconds": 13.0},
+    ]
+    found = tune_growth.figures(marks)
+    assert (found["trials"], found["disk_per_trial"], found["disk_ratio"]) == (10, [100, 200], 2)
+    assert (found["memory_ratio"], found["seconds_ratio"]) == (0, 0.5)
 
 
 def test_a_part_that_is_none_is_refused(capsys):
