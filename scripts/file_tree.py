@@ -17,7 +17,6 @@ TOLD = {
     "dkt_ray/pipelines/eda.html.jinja": "the data report's page",
     "dkt_ray/pipelines/page.css.jinja": "how pages look",
     "dkt_ray/pipelines/experiment.html.jinja": "the page of a run",
-    "dkt_ray/pipelines/experiment_ensemble.html.jinja": "its part on the ensemble",
     "dkt_ray/pipelines/report.html.jinja": "the report's page",
     "dkt_ray/pipelines/sections.html.jinja": "what the report's page shows, for pages that show more as well",
     "dkt_ray/serving/docs.html": "the API's documentation page: no script from elsewhere",

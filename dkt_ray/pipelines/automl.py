@@ -33,7 +33,8 @@ from dkt_ray.config import Config, build
 from dkt_ray.errors import ConfigError, DktError, TrainingError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.log import progress
-from dkt_ray.models.lgbm import SPACE, Columns, LightGBMConfig
+from dkt_ray.models.catalog import CATALOG
+from dkt_ray.models.lgbm import Columns, LightGBMConfig
 from dkt_ray.pipelines.sweep import TRIALS, TRIALS_SCHEMA
 from dkt_ray.pipelines.verdict import CONTENDERS, judge
 from dkt_ray.storage import Store, open_store
@@ -43,6 +44,7 @@ from dkt_ray.training.folds import TrainingUsers, select
 from dkt_ray.training.protocol import Scored, scored_rows
 from dkt_ray.training.resources import Resources, claimed, place
 from dkt_ray.training.search import FamilySpace
+from dkt_ray.training.spaces import laid_over
 from dkt_ray.training.trial import VALIDATION_FOLD
 from dkt_ray.training.tuning import SearchConfig, TrialResult, nodes, search
 
@@ -52,6 +54,7 @@ FAMILY: Final = "lightgbm"
 RESULT: Final = "automl.json"  # written last
 FOLDER: Final = "automl"
 LEAST_FOLDS: Final = 3  # one judges, and elimination compares at least two
+FIXED: Final = {"number_names", "columns", "categorical", "threads", "seed"}  # what Ray Tune does not vary
 HOW: Final = (
     "Columns, settings and rounds were chosen without the students who judge them (fold {folds}); default: all "
     "columns and the family's own settings, for rounds that were found in the same way. Gain: the whole 95 % interval "
@@ -227,20 +230,18 @@ def _chosen(
     columns = _features(config, inner, features_s, work)
     left_s = max(whole_s - columns["seconds"], 1.0)
     base = restricted(config.base, columns["numbers"], columns["columns"])
-    settings = base.model_dump(mode="json")
-    space = {name: domain for name, domain in SPACE.items() if name not in config.settings}
-    default = {name: settings.pop(name) for name in space}
+    fixed = config.settings | base.model_dump(mode="json", include=FIXED)
+    space = FamilySpace(*laid_over(FAMILY, CATALOG[FAMILY], fixed, {}))
     logger.info("automl: %d columns kept, %d dropped", len(columns["columns"]), len(columns["dropped"]))
     how = SearchConfig(trials=config.trials, time_budget_s=left_s, seed=config.seed, concurrency=config.concurrency)
     started = time.monotonic()
-    spaces, shares = {FAMILY: FamilySpace(space, default, settings)}, {FAMILY: resources}
-    found = search(spaces, shares, inner, how, work.child("tune"), "search")
-    best = best_trial(found)
+    found = search({FAMILY: space}, {FAMILY: resources}, inner, how, work.child("tune"), "search")
+    settings = best_settings(found, {**space.default, **space.fixed})
     work.write_table(TRIALS, _trials(found))
     choice = {
         "columns": columns["columns"],
         "dropped": columns["dropped"],
-        "settings": best.settings,
+        "settings": settings,
         "trials": len(found),
         "seconds": {"features": columns["seconds"], "parameters": round(time.monotonic() - started, 1)},
     }
@@ -248,17 +249,20 @@ def _chosen(
     return choice
 
 
-def best_trial(found: list[TrialResult]) -> TrialResult:
-    """The trial of the highest AUROC.
+def best_settings(found: list[TrialResult], default: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the trial of the highest AUROC; the default ones where the time was too short for any trial.
 
     Raises:
-        TrainingError: none has one; it says why.
+        TrainingError: all trials failed; it says why.
     """
     scored = [trial for trial in found if trial.auc is not None]
-    if not scored:
-        reasons = "; ".join(sorted({trial.reason for trial in found if trial.reason}))
-        raise TrainingError(f"no trial finished ({len(found)} tried): {reasons or 'time_budget_s is too short'}")
-    return max(scored, key=lambda trial: trial.auc or 0.0)
+    if scored:
+        return max(scored, key=lambda trial: trial.auc or 0.0).settings
+    reasons = sorted({trial.reason for trial in found if trial.reason})
+    if reasons:
+        raise TrainingError(f"no trial finished ({len(found)} tried): {'; '.join(reasons)}")
+    logger.warning("automl: no trial reported in time, so the default settings are taken; raise time_budget_s")
+    return default
 
 
 def _trials(found: list[TrialResult]) -> pa.Table:
@@ -273,14 +277,15 @@ def _features(config: AutomlConfig, inner: ray.ObjectRef[TrainingUsers], seconds
     if not work.exists("features.json"):
         cpus = max(node.get("CPU", 0.0) for node in nodes())  # nothing else runs meanwhile
         task = ray.remote(_eliminate).options(num_cpus=cpus, name="eliminate columns")
-        work.write_json("features.json", _answer(task.remote(config, inner, seconds, int(cpus))))
+        started = time.monotonic()
+        chosen = _answer(task.remote(config, inner, seconds, int(cpus)))
+        work.write_json("features.json", {**chosen, "seconds": round(time.monotonic() - started, 1)})
     found: dict[str, Any] = work.read_json("features.json")
     return found
 
 
 def _eliminate(config: AutomlConfig, users: TrainingUsers, seconds: float, threads: int) -> dict[str, Any]:
     """Recursive feature elimination inside the folds of the users (runs in a Ray worker)."""
-    started = time.monotonic()
     columns = Columns(config.base, users.state.number_names)
     numbers, kept, dropped = list(columns.numbers), columns.names, []
     if seconds > 0:
@@ -291,8 +296,7 @@ def _eliminate(config: AutomlConfig, users: TrainingUsers, seconds: float, threa
             everyone = TrainingData(users.split.rows, None, users.state)
             found = eliminate(settings, held_out, everyone, config.drop, seconds / (len(folds) + 1))
         kept, dropped = [*found.columns], [*found.dropped]
-    spent = round(time.monotonic() - started, 1)
-    return {"numbers": numbers, "columns": kept, "dropped": dropped, "seconds": spent}
+    return {"numbers": numbers, "columns": kept, "dropped": dropped}
 
 
 def _scores(

@@ -23,6 +23,7 @@ from dkt_ray.pipelines.staged import Stages
 from dkt_ray.pipelines.sweep import TuneConfig
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.protocol import Scored, align_members
+from dkt_ray.training.selection import SHIFT
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +148,9 @@ def _against_defaults(config: ChampionConfig, folder: Store) -> dict[str, Estima
 
 
 def default_of(family: str, facts: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Name of the family's member that has its default settings; it may be the tuned one itself."""
-    return next((name for name, fact in facts.items() if fact["family"] == family and fact["default"]), None)
+    """Name of the family's member that has its default settings; it may be the tuned one itself, not a shift form."""
+    own = (name for name, fact in facts.items() if fact["family"] == family and fact["default"])
+    return next((name for name in own if not name.endswith(f"-{SHIFT}")), None)
 
 
 def _compare(folder: Store, tuned: str, default: str, samples: int, seed: int) -> Estimate:

@@ -18,12 +18,12 @@ from dkt_ray.errors import NotFoundError
 from dkt_ray.pipelines import figures, trained
 from dkt_ray.pipelines.experiment_page import Experiment, render
 from dkt_ray.pipelines.report import REPORT, read_report
+from dkt_ray.pipelines.runs import TRIALS
 from dkt_ray.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
 
 PAGE: Final = "experiment.html"
-TRIALS: Final = ("trials.parquet", "automl/trials.parquet")  # of `dkt tune`, else of `dkt automl`
 AUTOML: Final = "automl.json"  # as `dkt automl` writes it
 NAMES: Final = 20  # runs that a message names
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -19,24 +18,18 @@ from dkt_ray.models.base import Between
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines.charts import (
     Axis,
-    Point,
     Scale,
     Trace,
     bars,
-    legend,
-    lines,
     parallel,
     range_axis,
-    share_axis,
     traces,
 )
-from dkt_ray.pipelines.report import figure, interval, ordered, signed
+from dkt_ray.pipelines.report import sections, templates
 from dkt_ray.training.sensitivity import LEAST, importance, is_number, varied
 
 TEMPLATE: Final = "experiment.html.jinja"
-ENSEMBLE: Final = "experiment_ensemble.html.jinja"
 SHADES: Final = 5  # colours of trials, from the lowest to the highest AUROC
-SHOWN_ENSEMBLES: Final = ("ensemble", "member")  # kinds of models in the table of the ensemble
 _LOW: Final = 0.1  # share of the values of learning curves that may lie below the chart: first reports tell little
 
 
@@ -70,18 +63,16 @@ def render(experiment: Experiment) -> str:
     """The page as HTML."""
     trials = [trial | {"settings": json.loads(trial["config"])} for trial in experiment.trials]
     families = {name: [each for each in trials if each["family"] == name] for name in _families(trials)}
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            experiment=experiment,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            leaderboard=leaderboard(families),
-            families=[family(name, each) for name, each in families.items()],
-            members=member_table(experiment),
-            ensemble=None if experiment.report is None else ensemble(experiment.report),
-            shades=SHADES,
-        )
+    environment, report = templates(), experiment.report
+    environment.filters["number"] = _number
+    return environment.get_template(TEMPLATE).render(
+        experiment=experiment,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        leaderboard=leaderboard(families),
+        families=[family(name, each) for name, each in families.items()],
+        members=member_table(experiment),
+        ensemble=None if report is None else sections(report | {"ledger": experiment.ledger}),
+        shades=SHADES,
     )
 
 
@@ -131,22 +122,6 @@ def family(name: str, trials: Sequence[Mapping[str, Any]]) -> Family:
         importance=Markup(bars(shares, "share of the variance of the AUROC") if shares else ""),
         why_no_importance=why,
     )
-
-
-def ensemble(report: Mapping[str, Any]) -> Markup:
-    """The part of the page that `dkt ensemble` has figures for."""
-    told = report.get("ensemble")
-    kept = {name: model for name, model in report["models"].items() if model["kind"] in SHOWN_ENSEMBLES}
-    bins = {} if told is None else {side: told[side]["bins"] for side in ("before", "after")}
-    series = {
-        side: [Point(each["probability"], each["right"], note=f"{each['rows']} rows") for each in found]
-        for side, found in bins.items()
-    }
-    chart = lines(series, share_axis("predicted probability"), share_axis("share of right answers"), diagonal=True)
-    models = {name: kept[name] for name in ordered(kept)}
-    template = _environment().get_template(ENSEMBLE)
-    drawn = Markup(chart + legend(list(series))) if series else None
-    return Markup(template.render(report=report, told=told, models=models, calibration=drawn))
 
 
 def text(value: Any) -> str:
@@ -239,18 +214,6 @@ def _logs(family: str) -> list[str]:
 
 def _families(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(trial["family"] for trial in trials))
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dkt_ray.pipelines", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"figure": figure, "interval": interval, "signed": signed, "number": _number}
-    return environment
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -22,6 +22,7 @@ from dkt_ray.storage.store import Stored
 logger = logging.getLogger(__name__)
 
 FOLDER: Final = "runs"
+TRIALS: Final = ("trials.parquet", "automl/trials.parquet")  # of `dkt tune`, else of `dkt automl`
 HEAD: Final = ("run", "dataset", "families", "trials", "best member", "ensemble", "bundle", "size", "changed (UTC)")
 DECIDED_BY: Final = ("family", "config", "dataset", "auc")  # two members that agree in this are one
 _READERS: Final = 8  # runs that are read at the same time: in a bucket, each read waits
@@ -126,7 +127,8 @@ def describe(store: Store, name: str, files: Sequence[Stored], around: Surroundi
     folder = store.child(root)
     members = {key.split("/")[1]: folder.read_json(key) for key in sorted(keys) if _is(key, "members", "member.json")}
     models = {key.split("/")[1]: folder.read_json(key) for key in sorted(keys) if _is(key, "trained", trained.DONE)}
-    trials = folder.read_table("trials.parquet", ["family", "status"]) if "trials.parquet" in keys else None
+    swept = next((key for key in TRIALS if key in keys), None)
+    trials = None if swept is None else folder.read_table(swept, ["family", "status"])
     blend = folder.read_json("blend.json") if "blend.json" in keys else None
     facts = [*members.values(), *models.values()]
     families = {fact["family"] for fact in facts} | set(trials["family"].to_pylist() if trials is not None else ())

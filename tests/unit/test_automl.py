@@ -13,7 +13,7 @@ from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.dataset import Split
 from dkt_ray.metrics import auc
 from dkt_ray.pipelines import automl
-from dkt_ray.pipelines.automl import AutomlConfig, best_trial, budget, outer_folds, without
+from dkt_ray.pipelines.automl import AutomlConfig, best_settings, budget, outer_folds, without
 from dkt_ray.pipelines.verdict import judge, verdict
 from dkt_ray.training.folds import TrainingUsers
 from dkt_ray.training.protocol import Scored
@@ -87,13 +87,13 @@ def test_the_outer_folds_and_their_time() -> None:
         outer_folds(AutomlConfig(outer=5), 3)
 
 
-def test_the_best_trial_is_the_choice_and_none_says_why() -> None:
-    worse, failed = (dataclasses.replace(TRIAL, auc=0.6), dataclasses.replace(TRIAL, auc=None, reason="no memory"))
-    assert best_trial([worse, TRIAL, failed]) is TRIAL
-    with pytest.raises(TrainingError, match=r"no trial finished \(1 tried\): no memory"):
-        best_trial([failed])
-    with pytest.raises(TrainingError, match="time_budget_s is too short"):
-        best_trial([])
+def test_the_best_trial_is_the_choice_and_without_one_the_default_or_a_reason() -> None:
+    best, worse = (dataclasses.replace(TRIAL, auc=auc, settings={"auc": auc}) for auc in (0.7, 0.6))
+    cut, failed = dataclasses.replace(TRIAL, auc=None), dataclasses.replace(TRIAL, auc=None, reason="no memory")
+    assert best_settings([worse, best, failed], {"default": 1}) == {"auc": 0.7}
+    assert best_settings([cut], {"default": 1}) == best_settings([], {"default": 1}) == {"default": 1}
+    with pytest.raises(TrainingError, match=r"no trial finished \(2 tried\): no memory"):
+        best_settings([failed, cut], {})
 
 
 def test_a_setting_that_lightgbm_does_not_have_is_named() -> None:

@@ -42,6 +42,7 @@ def test_the_default_of_a_family_may_be_its_tuned_member_or_missing() -> None:
     facts = {
         "akt": {"family": "akt", "default": True},
         "lstm": {"family": "lstm", "default": False},
+        "lstm-default-shift": {"family": "lstm", "default": True},  # before the next one in a store's order
         "lstm-default": {"family": "lstm", "default": True},
         "bert": {"family": "bert", "default": False},
     }

@@ -71,6 +71,7 @@ def make_ensemble(store: Store, run: str) -> None:
     calibration = {"log_loss": 0.5123, "ece": 0.0123, "bins": bins}
     told = {"calibrator": "isotonic", "before": calibration, "after": calibration | {"ece": 0.0012}, "stability": {}}
     told["removals"] = [{"member": "bert", "cost": 0.0001, "dropped": True}]
+    told["score_us"] = {"lightgbm": 3.0, "bert": 400.0, "ensemble": 3.0}
     store.write_json(f"runs/{run}/report.json", REPORT | {"ensemble": told})
 
 
@@ -101,8 +102,10 @@ def test_a_whole_sweep_is_on_one_small_page_that_loads_nothing(store: Store) -> 
     rows = [row for row in page.rows if row and row[0] in FAMILIES]
     assert len([row for row in rows if "failed" in row]) == len(FAMILIES)
     assert "heads &lt;64&gt;" in html
-    assert "<b>paper</b>" not in html
+    assert "&lt;b&gt;paper&lt;/b&gt;" in html  # the ledger as it is now, not as it was when the ensemble was made
+    assert html.count("Openings of a test vault") == 1
     assert "learning_rate=0.0123" in html  # a member's, which is not the default
+    assert "What is served" in html
     assert "isotonic" in html
     assert html.count("Importance of settings") == html.count("Parallel coordinates") == len(FAMILIES)
     assert html.count('class="q4 best"') == 2 * len(FAMILIES)

@@ -74,10 +74,13 @@ def test_a_run_under_way_one_of_dkt_train_and_a_damaged_one(store: Store, caplog
     store.write("runs/searching/tune/x/state.json", b"1")
     fact = {"family": "bert", "auc": 0.7, "dataset": "gone"}
     store.write_json("runs/trained/trained/bert/train.json", fact)
+    table = pa.table({"family": ["lightgbm"], "status": ["finished"]})
+    store.write_table("runs/automl/automl/trials.parquet", table)
     store.write_json("runs/old/members/lightgbm/member.json", {})
     store.write("runs/new/trials.parquet", b"no table")
     found = {each["name"]: each for each in listed(store)}
-    assert set(found) == {"searching", "trained"}
+    assert set(found) == {"searching", "trained", "automl"}
+    assert (found["automl"]["families"], found["automl"]["trials"]) == (["lightgbm"], {"finished": 1})
     assert (found["searching"]["families"], found["searching"]["trials"], found["searching"]["best"]) == ([], {}, None)
     assert (found["trained"]["best"], found["trained"]["dataset"]) == ("bert", "gone")
     left_out = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]

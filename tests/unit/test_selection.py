@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dkt_ray.config import build
 from dkt_ray.errors import TrainingError
+from dkt_ray.pipelines import sweep
+from dkt_ray.storage import open_store
+from dkt_ray.training.folds import member_key
 from dkt_ray.training.selection import Chosen, Fit, SelectionConfig, choose, fits_of, stale, startable
 
 DEFAULT = {"width": 64, "seed": 0}
@@ -147,3 +151,18 @@ def test_a_fit_waits_for_the_number_of_iterations_and_in_turn_for_its_member() -
     assert startable([waits, fold], [refit], parallel=False) is waits
     assert startable([], [], parallel=True) is None
     assert fold == Fit(known, "fold", 0)
+
+
+def test_a_run_keeps_the_members_that_are_wanted_and_says_where_they_came_from_now(tmp_path: Path) -> None:
+    run = open_store(tmp_path)
+    for name in ("lstm", "lstm-2", "akt"):
+        run.write_json(member_key(name), {"digest": CHOSEN.digest, "auc": 0.7} | CHOSEN.notes)
+    run.write("members/lstm-default/parts/x/refit-0.json", b"{}")  # of a selection that was interrupted
+    again = replace(CHOSEN, origin="trial z", trials=9)  # another search led to the same settings
+    assert sweep._settle([again], ["lstm"], run) == {"lstm": {"digest": CHOSEN.digest, "auc": 0.7} | again.notes}
+    assert run.list("members") == ["members/akt/member.json", "members/lstm/member.json"]
+    assert run.read_json(member_key("lstm"))["origin"] == "trial z"
+    assert run.read_json(member_key("akt"))["origin"] == "default"
+    version = run.read_versioned(member_key("lstm"))
+    sweep._settle([again], ["lstm"], run)
+    assert run.read_versioned(member_key("lstm")) == version  # nothing to say, nothing written
