@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": len(members.y),
         "members": len(members.names),
         "method": combined.method,
-        "kept": list(combined.served.chain.members),
+        "kept": list(combined.chain.members),
         "seconds": round(seconds, 1),
         "processor_s": round(time.process_time() - before, 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

@@ -12,18 +12,20 @@ Legend: N rows, U users, S resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, TypedDict
+from itertools import islice
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from dkt_ray.errors import InputError
+from dkt_ray.ranking import AT_ONCE, Ranked, rank_within, within_users
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer[Any]]
 Ids = npt.NDArray[Any]
-Statistic = Callable[[Floats], float]  # [U] weights -> figure, nan where it does not exist
+Statistic = Callable[[Floats], Any]  # [U] weights -> figure, or [S, U] -> [S]; nan where it does not exist
 
 METRIC_VERSION: Final = 1  # part of an evaluation set's fingerprint: raise it when a definition below changes
 ROWS_PER_USER: Final = 500  # cap of `auc_capped`
@@ -107,7 +109,7 @@ def effective_users(user: Ints) -> float | None:
 
 def evenly_capped(user: Ints, cap: int = ROWS_PER_USER) -> Bools:
     """Mark at most `cap` rows of each user, evenly spread over the user's rows in the given order."""
-    rank, size = _rank_within(user)
+    rank, size = rank_within(_dense(user)[0])
     take = np.minimum(size, cap)
     return ((rank + 1) * take // size != rank * take // size) if len(user) else np.empty(0, bool)
 
@@ -133,30 +135,10 @@ def last_answers(user: Ints, position: Ints) -> Bools:
 # ---- statistics: functions of user weights -----------------------------------------------------------------------
 
 
-class _Pairs(NamedTuple):
-    """Right and wrong answers such that a weighted AUROC is a cumulative sum and a dot product."""
-
-    right: npt.NDArray[np.int64]  # user of each right answer, by ascending probability
-    wrong: npt.NDArray[np.int64]  # user of each wrong answer, by ascending probability
-    ranks: tuple[npt.NDArray[np.int64], ...]  # per right answer, wrong ones below it; and with ties, those up to it
-
-    def auc(self, weight: Floats) -> float:
-        """Weighted AUROC; sums of whole weights are exact."""
-        right = weight[self.right]
-        wrong = np.zeros(len(self.wrong) + 1)
-        np.cumsum(weight[self.wrong], out=wrong[1:])
-        pairs = len(self.ranks) * right.sum() * wrong[-1]
-        return float(sum(right @ wrong[rank] for rank in self.ranks) / pairs) if pairs > 0 else float("nan")
-
-
 def auc_statistic(y: Ints, p: Floats, user: Ints) -> Statistic:
     """AUROC; `user` is an index into the weights."""
     y, p = _checked(y, p)
-    order = np.argsort(p, kind="stable")
-    right, wrong = order[y[order] == 1], order[y[order] == 0]
-    below, upto = (np.searchsorted(p[wrong], p[right], side).astype(np.int64) for side in ("left", "right"))
-    ranks = (below,) if np.array_equal(below, upto) else (below, upto)
-    return _Pairs(user[right].astype(np.int64), user[wrong].astype(np.int64), ranks).auc
+    return Ranked.of(y, p, user).auc
 
 
 def mean_statistic(values: Floats, user: Ints) -> Statistic:
@@ -172,9 +154,9 @@ def ece_statistic(y: Ints, p: Floats, user: Ints, bins: int = BINS) -> Statistic
     gap = np.bincount(cell, p - y, users * bins).reshape(users, bins)
     rows = np.bincount(user, minlength=users).astype(np.float64)
 
-    def statistic(weight: Floats) -> float:
-        total = float(weight[:users] @ rows)
-        return float(np.abs(weight[:users] @ gap).sum()) / total if total > 0 else float("nan")
+    def statistic(weight: Floats) -> Any:
+        drawn = weight[..., :users]
+        return _quotient(np.abs(drawn @ gap).sum(-1), drawn @ rows)
 
     return statistic
 
@@ -182,21 +164,7 @@ def ece_statistic(y: Ints, p: Floats, user: Ints, bins: int = BINS) -> Statistic
 def within_user_statistic(y: Ints, p: Floats, user: Ints) -> Statistic:
     """AUROC within user, weighted by rows."""
     y, p = _checked(y, p)
-    users = int(user.max()) + 1 if len(user) else 0
-    order = np.lexsort((p, user))
-    u, q, right = user[order], p[order], y[order] == 1
-    starts = np.flatnonzero(np.append(True, (u[1:] != u[:-1]) | (q[1:] != q[:-1]))) if len(u) else np.empty(0, np.int64)
-    sizes = np.diff(np.append(starts, len(u)))
-    rank = np.repeat(starts + (sizes + 1) / 2, sizes)  # mid-rank in the whole, from 1
-    rows = np.bincount(u, minlength=users).astype(np.float64)
-    n_right = np.bincount(u, right, users)
-    before = np.concatenate([[0.0], np.cumsum(rows)[:-1]]) if users else rows
-    pairs = n_right * (rows - n_right)
-    ordered = np.bincount(u, rank * right, users) - n_right * (before + (n_right + 1) / 2)
-    both = pairs > 0
-    scored = np.where(both, rows, 0.0)
-    total = np.where(both, rows * ordered / np.where(both, pairs, 1.0), 0.0)
-    return _ratio(total, scored)
+    return _ratio(*within_users(y, p, user))
 
 
 # ---- bootstrap over users ----------------------------------------------------------------------------------------
@@ -217,9 +185,11 @@ def bootstrap(statistics: Mapping[str, Statistic], users: int, samples: int, see
     """
     drawn: dict[str, Floats] = {name: np.full(samples, np.nan) for name in statistics}
     if users > 1:  # one user says nothing about the spread between users
-        for sample, weight in enumerate(resamples(users, samples, seed)):
+        weights = resamples(users, samples, seed)
+        for first in range(0, samples, AT_ONCE):
+            block = np.stack(list(islice(weights, AT_ONCE)))
             for name, statistic in statistics.items():
-                drawn[name][sample] = statistic(weight)
+                drawn[name][first : first + AT_ONCE] = statistic(block)
     return drawn
 
 
@@ -232,8 +202,14 @@ def estimate(value: float, drawn: Floats) -> Estimate:
 
 def estimates(statistics: Mapping[str, Statistic], users: int, samples: int, seed: int) -> dict[str, Estimate]:
     """Every statistic with its interval."""
+    return _estimated(statistics, users, samples, seed)[0]
+
+
+def _estimated(
+    statistics: Mapping[str, Statistic], users: int, samples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Floats]]:
     drawn, ones = bootstrap(statistics, users, samples, seed), np.ones(users)
-    return {name: estimate(statistic(ones), drawn[name]) for name, statistic in statistics.items()}
+    return {name: estimate(statistic(ones), drawn[name]) for name, statistic in statistics.items()}, drawn
 
 
 def bootstrap_auc(y: Ints, p: Floats, user: Ints, samples: int = SAMPLES, seed: int = 0) -> tuple[float, float] | None:
@@ -275,6 +251,21 @@ def summary(
     Returns:
         rows, users, effective_users, an `Estimate` per metric, and one per slice under `auc_by_history_length`.
     """
+    return measured(y, p, user, position, first, last, samples, seed)[0]
+
+
+def headline(y: Ints, p: Floats, user: Ints, samples: int, seed: int) -> tuple[dict[str, Any], Floats]:
+    """As `measured`, only the figures of all rows together."""
+    y, p = _checked(y, p)
+    index, users = _dense(user)
+    found, drawn = _estimated(_of_all_rows(y, p, index, np.argsort(p, kind="stable")), users, samples, seed)
+    return {**_counts(index, users), **found}, drawn["auc"]
+
+
+def measured(
+    y: Ints, p: Floats, user: Ints, position: Ints, first: Bools | None, last: bool, samples: int, seed: int
+) -> tuple[dict[str, Any], Floats]:
+    """The `summary`, and the AUROC of each resample, [S]: those of two models of the same rows are paired."""
     y, p = _checked(y, p)
     index, users = _dense(user)
     slices = {"auc_capped": evenly_capped(index)}
@@ -283,20 +274,35 @@ def summary(
     if last:
         slices["auc_last_answers"] = last_answers(index, position)
     by_length = _by_history_length(position)
+    order = np.argsort(p, kind="stable")  # once for all slices
+
+    def ranked(rows: Bools) -> Statistic:
+        kept = order[rows[order]]
+        return Ranked.of_sorted(y[kept] == 1, p[kept], index[kept]).auc
+
     statistics = {
-        "auc": auc_statistic(y, p, index),
-        **{name: auc_statistic(y[rows], p[rows], index[rows]) for name, rows in slices.items()},
+        **_of_all_rows(y, p, index, order),
+        **{name: ranked(rows) for name, rows in slices.items()},
         "auc_within_user": within_user_statistic(y, p, index),
+        **{f"length {name}": ranked(rows) for name, rows in by_length},
+    }
+    found, drawn = _estimated(statistics, users, samples, seed)
+    lengths = {name: found.pop(f"length {name}") for name, _ in by_length}
+    return {**_counts(index, users), **found, "auc_by_history_length": lengths}, drawn["auc"]
+
+
+def _of_all_rows(y: Ints, p: Floats, index: Ints, order: Ints) -> dict[str, Statistic]:
+    return {
+        "auc": Ranked.of_sorted(y[order] == 1, p[order], index[order]).auc,
         "accuracy": mean_statistic(_hits(y, p), index),
         "log_loss": mean_statistic(_surprise(y, p), index),
         "brier": mean_statistic(_squares(y, p), index),
         "ece": ece_statistic(y, p, index),
-        **{f"length {name}": auc_statistic(y[rows], p[rows], index[rows]) for name, rows in by_length},
     }
-    found = estimates(statistics, users, samples, seed)
-    lengths = {name: found.pop(f"length {name}") for name, _ in by_length}
-    counts = {"rows": len(y), "users": users, "effective_users": effective_users(index)}
-    return {**counts, **found, "auc_by_history_length": lengths}
+
+
+def _counts(index: Ints, users: int) -> dict[str, Any]:
+    return {"rows": len(index), "users": users, "effective_users": effective_users(index)}
 
 
 # ---- answers and predictions that come with ids ------------------------------------------------------------------
@@ -365,11 +371,15 @@ def _mean(values: Floats) -> float | None:
 def _ratio(total: Floats, rows: Floats) -> Statistic:
     """Sum of a value over sum of rows, from both per user."""
 
-    def statistic(weight: Floats) -> float:
-        n = float(weight[: len(rows)] @ rows)
-        return float(weight[: len(total)] @ total) / n if n > 0 else float("nan")
+    def statistic(weight: Floats) -> Any:
+        return _quotient(weight[..., : len(total)] @ total, weight[..., : len(rows)] @ rows)
 
     return statistic
+
+
+def _quotient(total: Any, rows: Any) -> Any:
+    """`total` per row, of one weighing or of several; nan where there are no rows."""
+    return np.divide(total, rows, out=np.full(np.shape(rows), np.nan), where=np.asarray(rows) > 0)[()]
 
 
 def _figure(statistic: Statistic, users: int) -> float | None:
@@ -380,16 +390,6 @@ def _figure(statistic: Statistic, users: int) -> float | None:
 def _dense(codes: Ints) -> tuple[npt.NDArray[np.int64], int]:
     distinct, index = np.unique(codes, return_inverse=True)
     return index.astype(np.int64), len(distinct)
-
-
-def _rank_within(user: Ints) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rank of each row among its user's rows (from 0, in the given order), and the number of these rows."""
-    index, users = _dense(user)
-    sizes = np.bincount(index, minlength=users)
-    order = np.argsort(index, kind="stable")
-    rank = np.empty(len(index), np.int64)
-    rank[order] = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return rank, sizes[index]
 
 
 def _by_history_length(position: Ints) -> list[tuple[str, Bools]]:

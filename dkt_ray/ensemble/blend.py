@@ -5,7 +5,7 @@ Legend: N rows, K members.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -84,8 +84,17 @@ def fit_simplex(p: Floats, y: Int8) -> Floats:
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         mixed = likelihood @ weights
-        return float(-np.log(mixed).mean()), -(likelihood / mixed[:, None]).mean(0)
+        return float(-np.log(mixed).mean()), -((1.0 / mixed) @ likelihood) / len(mixed)
 
+    return lowest_on_simplex(loss, members)
+
+
+def lowest_on_simplex(loss: Callable[[Floats], tuple[float, Floats]], members: int) -> Floats:
+    """The weights >= 0 that add up to 1 at which a convex loss is lowest, [K].
+
+    Args:
+        loss: weights -> its value and gradient.
+    """
     found = minimize(
         loss,
         equal(members),

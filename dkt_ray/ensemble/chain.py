@@ -26,6 +26,7 @@ Share = Annotated[FiniteFloat, Field(ge=0)]
 
 TOLERANCE: Final = 1e-9  # of the sum of weights
 _NOT_FINITE: Final = re.compile(r"^leaf_value=.*(?:[=\s]-?(?:nan|inf))", re.IGNORECASE | re.MULTILINE)
+MANY_ROWS: Final = 1 << 16  # whose columns are made at one time
 NEAREST: Final = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
 
 
@@ -111,10 +112,12 @@ class Boosted(Config):
 
     def apply(self, p: Floats, length: Int32) -> Floats:
         """The combined probability, [N]."""
-        columns = tree_columns(p, length)
-        if not len(columns):
-            return np.empty(0)
-        return np.asarray(_booster(self.model).predict(columns, num_threads=1), np.float64)
+        parts = [np.empty(0)]
+        for first in range(0, len(p), MANY_ROWS):
+            columns = tree_columns(p[first : first + MANY_ROWS], length[first : first + MANY_ROWS])
+            threads = 0 if len(p) > MANY_ROWS else 1  # 0: as many as there are
+            parts.append(np.asarray(_booster(self.model).predict(columns, num_threads=threads), np.float64))
+        return np.concatenate(parts)
 
 
 class Temperature(Config):

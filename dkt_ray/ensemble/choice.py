@@ -1,12 +1,16 @@
-"""Which combination is served: chosen by nested log-loss, without members of no use, calibrated where that helps.
+"""Which combination is served: chosen in nested folds of users, without members of no use, calibrated where it helps.
+
+`Choice.chain(excluded)` is the whole procedure on the rows outside some folds: compare the methods there, fit the best,
+calibrate it. A row's score of the ensemble comes from the chain that left its fold out: no answer takes part in its own
+score. Only which members are kept is decided once, by all folds.
 
 Legend: N rows, K members, F folds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -16,13 +20,15 @@ from dkt_ray import metrics
 from dkt_ray.data.history import Int8, Int32
 from dkt_ray.ensemble.blend import Floats
 from dkt_ray.ensemble.chain import Boosted, Chain, Isotonic, Logistic, Temperature, Weighted, shares
-from dkt_ray.ensemble.methods import CALIBRATORS, Fit, nested, spread
-from dkt_ray.metrics import Estimate
+from dkt_ray.ensemble.methods import CALIBRATORS, Fit, nested, plain, spread
+from dkt_ray.ranking import binned_auc
 
 Calibration = Literal["none", "temperature", "isotonic", "best"]
 
-_TRIAL_ROWS: Final = 200_000  # on which the removal of a member is tried
-_STABILITY_ROWS: Final = 100_000
+SAMPLE_ROWS: Final = 200_000  # that chains are fitted on and chosen by
+INDIFFERENT: Final = 1e-4  # a simpler method whose nested AUROC is at most this much lower is taken
+NOBODY: Final[frozenset[int]] = frozenset()
+_STABILITY_ROWS: Final = 50_000
 _RESAMPLES: Final = 20  # of the users, for the weights' intervals
 
 
@@ -59,13 +65,6 @@ class Members:
         return fit(self.p, self.y, self.length)
 
 
-class Way(NamedTuple):
-    """One way of combining the members."""
-
-    combination: Weighted | Logistic | Boosted  # fitted on all rows
-    nested: Floats  # [N], each row by what was fitted on the other folds
-
-
 class Removal(NamedTuple):
     """A member that was taken out for a trial."""
 
@@ -75,70 +74,113 @@ class Removal(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
-    """What is served, and how it came about."""
+class Choice:
+    """The procedure that makes a chain of out-of-fold rows."""
 
-    chain: Chain
-    nested: Floats  # [N]
-    uncalibrated: Floats  # [N]
-    removals: list[Removal] = field(default_factory=list)
+    members: Members
+    fits: Mapping[str, Fit]  # methods to choose from, the simplest first
+    calibration: Calibration
+    _fitted: dict[tuple[str, frozenset[int]], Weighted | Logistic | Boosted] = field(default_factory=dict, repr=False)
+
+    def only(self, method: str) -> Choice:
+        """The same procedure without a choice of the method."""
+        return Choice(self.members, {method: self.fits[method]}, self.calibration, self._fitted)
+
+    def combination(self, method: str, excluded: frozenset[int] = NOBODY) -> Weighted | Logistic | Boosted:
+        """A method fitted on the rows outside some folds; the plain mean where no rows are left."""
+        key = (method, excluded)
+        if key not in self._fitted:
+            rows = self._outside(excluded)
+            self._fitted[key] = (self.fits[method] if len(rows.y) else plain)(rows.p, rows.y, rows.length)
+        return self._fitted[key]
+
+    def chain(self, excluded: frozenset[int] = NOBODY) -> Chain:
+        """What the rows outside some folds speak for."""
+        rows = self._outside(excluded)
+        if len(rows.y) and len(np.unique(rows.fold)) == 1:  # nothing to nest in: two halves of the users are folds
+            halves = (rows.user > np.median(rows.user)).astype(np.int8)
+            return Choice(replace(rows, fold=halves), self.fits, self.calibration)._made(NOBODY)
+        return self._made(excluded)
+
+    def method(self, excluded: frozenset[int] = NOBODY) -> str:
+        """The method with the highest nested AUROC on the rows outside some folds; the simplest of those like it."""
+        if len(self.fits) == 1:
+            return next(iter(self.fits))
+        y = self._outside(excluded).y
+        found = {method: binned_auc(y, self.nested(method, excluded)) for method in self.fits}
+        return next(method for method, value in found.items() if value >= max(found.values()) - INDIFFERENT)
+
+    def nested(self, method: str, excluded: frozenset[int] = NOBODY) -> Floats:
+        """Scores of the rows outside some folds by a method that was fitted without their own fold too."""
+        rows = self._outside(excluded)
+        return self.score(rows, lambda fold: self.combination(method, excluded | {fold}).apply)
+
+    def score(self, rows: Members, of: Callable[[int], Callable[[Floats, Int32], Floats]]) -> Floats:
+        """Scores of rows, each fold's by what `of` gives for it, [N]; the rows may have more members than these."""
+        columns, scored = [rows.names.index(name) for name in self.members.names], np.empty(len(rows.y))
+        for fold in np.unique(rows.fold).tolist():
+            own = np.flatnonzero(rows.fold == fold)
+            scored[own] = of(fold)(rows.p[own][:, columns], rows.length[own])
+        return scored
+
+    def _made(self, excluded: frozenset[int]) -> Chain:
+        method, rows = self.method(excluded), self._outside(excluded)
+        chain = Chain.of(self.members.names, self.combination(method, excluded))
+        if not len(rows.y):
+            return chain
+        calibrator = calibrate(self.calibration, self.nested(method, excluded), rows.y, rows.fold)
+        return chain.model_copy(update={"calibrator": calibrator})
+
+    def _outside(self, excluded: frozenset[int]) -> Members:
+        return (
+            self.members.at(np.flatnonzero(~np.isin(self.members.fold, list(excluded)))) if excluded else self.members
+        )
 
 
-def choose(ways: Mapping[str, Way], members: Members) -> tuple[str, Floats]:
-    """The way with the lowest nested log-loss, and the honest score of choosing like that.
+def calibrate(kind: Calibration, p: Floats, y: Int8, fold: Int8) -> Temperature | Isotonic | None:
+    """The calibrator that lowers the log-loss out of fold, fitted on all rows; None where none does.
 
-    Returns:
-        its name, and [N] each fold's rows by the way that was best on the other folds.
+    Args:
+        kind: the only one to try; `best`: each.
+        p: [N] scores, each by what was fitted on the other folds.
     """
-    folds = np.unique(members.fold)
-    surprise = {name: _surprise(way.nested, members.y) for name, way in ways.items()}
-    sums = {name: [lost[members.fold == fold].sum() for fold in folds] for name, lost in surprise.items()}
-    best = min(sums, key=lambda name: sum(sums[name]))
-    column = np.empty(len(members.y))
-    for index, fold in enumerate(folds):
-        elsewhere = min(sums, key=lambda name: sum(sums[name]) - sums[name][index]) if len(folds) > 1 else best
-        rows = members.fold == fold
-        column[rows] = ways[elsewhere].nested[rows]
-    return best, column
+    found, lowest = None, float(_surprise(p, y).mean())
+    for name, fit in CALIBRATORS.items():
+        if kind in (name, "best") and (loss := float(_surprise(_elsewhere(fit, p, y, fold), y).mean())) < lowest:
+            found, lowest = fit, loss
+    return None if found is None else found(p, y)
 
 
 def drop(fit: Fit, members: Members, below: float, at_least: int) -> tuple[Members, list[Removal]]:
-    """Take out members whose removal costs less than `below` AUROC, the cheapest first, until none is left.
+    """Take out members whose removal costs less than `below` AUROC, one after another, the smallest share first.
 
-    Each trial is fitted on some folds and judged on the others, on at most 200,000 rows; `fit` is fitted anew for it.
+    Each trial is fitted anew on half of the folds and judged on the others.
+
+    Returns:
+        The members that stay, and every removal that was tried.
     """
-    trial = members.at(spread(len(members.y), _TRIAL_ROWS))
-    halves = (trial.fold - trial.fold.min()) % 2
-    trial = Members(trial.names, trial.p, trial.y, trial.length, halves.astype(np.int8), trial.user)
-    tried: dict[str, Removal] = {}
-    while len(trial.names) > max(at_least, 1):
-        whole = metrics.auc(trial.y, trial.nested(fit)) or 0.0
-        costs = {name: whole - (metrics.auc(trial.y, trial.without(name).nested(fit)) or 0.0) for name in trial.names}
-        cheapest = min(costs, key=lambda name: costs[name])
-        dropped = costs[cheapest] < below
-        tried |= {name: Removal(name, cost, dropped and name == cheapest) for name, cost in costs.items()}
-        if not dropped:
-            break
-        trial = trial.without(cheapest)
-    order = sorted(tried.values(), key=lambda removal: (not removal.dropped, removal.cost))
-    return members.of(trial.names), order
+    halves = ((members.fold - members.fold.min()) % 2).astype(np.int8)
+    trial, tried = replace(members, fold=halves), list[Removal]()
+    whole, left = _auc(fit, trial), set(members.names)
+    while left and len(trial.names) > max(at_least, 1):
+        counted = dict(zip(trial.names, shares(trial.fitted(fit)), strict=True))
+        name = min(left, key=lambda member: (counted[member], member))
+        left.remove(name)
+        others = trial.without(name)
+        auc = _auc(fit, others)
+        dropped = whole - auc < below
+        tried.append(Removal(name, whole - auc, dropped))
+        if dropped:
+            trial, whole = others, auc
+    return members.of(trial.names), tried
 
 
-def finish(way: Way, members: Members, calibrator: Calibration) -> Served:
-    """Put the calibrator that lowers the nested log-loss, if one does, behind a combination."""
-    chain = Chain.of(members.names, way.combination)
-    wanted = () if calibrator == "none" else tuple(CALIBRATORS) if calibrator == "best" else (calibrator,)
-    best, loss, column = None, _surprise(way.nested, members.y).mean(), way.nested
-    for name in wanted:
-        calibrated = _calibrated_elsewhere(name, way.nested, members)
-        if (found := _surprise(calibrated, members.y).mean()) < loss:
-            best, loss, column = name, found, calibrated
-    last: Temperature | Isotonic | None = None if best is None else CALIBRATORS[best](way.nested, members.y)
-    return Served(chain.model_copy(update={"calibrator": last}), column, way.nested)
+def _auc(fit: Fit, members: Members) -> float:
+    return binned_auc(members.y, members.nested(fit))
 
 
-def stability(fit: Fit, members: Members, seed: int) -> dict[str, Estimate]:
-    """Each member's share, with its 95 % interval over resamples of the users, on at most 100,000 rows."""
+def stability(fit: Fit, members: Members, seed: int) -> dict[str, dict[str, float | None]]:
+    """Each member's share, its mean and its 95 % interval over resamples of the users, on at most 50,000 rows."""
     sample = members.at(spread(len(members.y), _STABILITY_ROWS))
     user = np.unique(sample.user, return_inverse=True)[1]
     by_user, random = np.argsort(user, kind="stable"), np.random.default_rng(seed)
@@ -148,18 +190,21 @@ def stability(fit: Fit, members: Members, seed: int) -> dict[str, Estimate]:
     for _ in range(_RESAMPLES):
         rows = np.concatenate([parts[u] for u in random.integers(0, len(parts), len(parts))])
         drawn.append(shares(sample.at(rows).fitted(fit)))
-    value = shares(members.fitted(fit))
-    return {
-        name: metrics.estimate(value[column], np.array(drawn)[:, column]) for column, name in enumerate(members.names)
-    }
+    value, several = shares(members.fitted(fit)), np.array(drawn)
+    return {name: _estimate(value[k], several[:, k]) for k, name in enumerate(members.names)}
 
 
-def _calibrated_elsewhere(name: str, p: Floats, members: Members) -> Floats:
+def _estimate(value: float, drawn: Floats) -> dict[str, float | None]:
+    found = metrics.estimate(value, drawn)
+    return {"value": found["value"], "mean": float(drawn.mean()), "low": found["low"], "high": found["high"]}
+
+
+def _elsewhere(fit: Callable[[Floats, Int8], Temperature | Isotonic], p: Floats, y: Int8, fold: Int8) -> Floats:
     calibrated = p.copy()
-    for held_out in np.unique(members.fold):
-        rows = members.fold == held_out
-        if not rows.all():
-            calibrated[rows] = CALIBRATORS[name](p[~rows], members.y[~rows]).apply(p[rows])
+    for held_out in np.unique(fold):
+        own = fold == held_out
+        if not own.all():
+            calibrated[own] = fit(p[~own], y[~own]).apply(p[own])
     return calibrated
 
 

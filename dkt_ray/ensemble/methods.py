@@ -12,13 +12,13 @@ from typing import Final
 
 import lightgbm as lgb
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from dkt_ray.data.history import Int8, Int32
-from dkt_ray.ensemble.blend import EDGE, Floats, equal, fit_simplex
+from dkt_ray.ensemble.blend import EDGE, Floats, blend, equal, fit_simplex, lowest_on_simplex
 from dkt_ray.ensemble.chain import (
     Boosted,
     Isotonic,
@@ -30,15 +30,21 @@ from dkt_ray.ensemble.chain import (
     stack_columns,
     tree_columns,
 )
+from dkt_ray.ranking import binned_auc
 
+Ints = npt.NDArray[np.int64]
 Fit = Callable[[Floats, Int8, Int32], Weighted | Logistic | Boosted]
 
-FIT_ROWS: Final = 300_000
-_GREEDY_ROWS: Final = 100_000
-_BOOSTED_ROWS: Final = 150_000
-_GREEDY_STEPS: Final = 30
+FIT_ROWS: Final = 200_000
+_RIDGE: Final = 10.0  # of the logistic stack: its half times the squares of the coefficients, beside the sum of losses
+_NEWTON_STEPS: Final = 25
+_GREEDY_ROWS: Final = 40_000
+_GREEDY_STEPS: Final = 20
+_START: Final = 2  # members that a bag starts from
 _BAGS: Final = 5
-_ROUNDS: Final = 100
+_BEST_OF_ROWS: Final = 100_000
+_BOOSTED_ROWS: Final = 100_000
+_ROUNDS: Final = 60
 _LEAST: Final = 2_000  # rows in a leaf of the boosted stack, at most a twentieth of all
 _STEPS: Final = 100  # of an isotonic calibrator, before equal ones are joined
 
@@ -50,8 +56,18 @@ def simplex(p: Floats, y: Int8, length: Int32) -> Weighted:
 
 
 def logits(p: Floats, y: Int8, length: Int32) -> Weighted:
-    """The plain mean of the members' log-odds."""
-    return Weighted(kind="logit", weights=tuple(equal(p.shape[1])))
+    """The weighted mean of the members' log-odds with the lowest log-loss: convex, as that of `simplex`."""
+    rows, members = spread(len(p), FIT_ROWS), p.shape[1]
+    if members == 1 or not len(p):
+        return Weighted(kind="logit", weights=tuple(equal(members).tolist()))
+    z, answers = logit(p[rows]), y[rows]
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        mixed = z @ weights
+        value = np.logaddexp(0.0, np.where(answers == 1, -mixed, mixed)).mean()
+        return float(value), (sigmoid(mixed) - answers) @ z / len(mixed)
+
+    return Weighted(kind="logit", weights=tuple(lowest_on_simplex(loss, members).tolist()))
 
 
 def plain(p: Floats, y: Int8, length: Int32) -> Weighted:
@@ -60,25 +76,54 @@ def plain(p: Floats, y: Int8, length: Int32) -> Weighted:
 
 
 def greedy(p: Floats, y: Int8, length: Int32) -> Weighted:
-    """Ensemble selection with replacement by log-loss, in bags of members (Caruana et al., 2004, section 2)."""
-    rows = spread(len(p), _GREEDY_ROWS)
-    likelihood = np.where(y[rows, None] == 1, p[rows], 1.0 - p[rows])
-    random, members = np.random.default_rng(0), p.shape[1]
-    counts = np.zeros(members)
-    for _ in range(_BAGS):
-        bag = np.sort(random.permutation(members)[: max(1, (members + 1) // 2)]) if members > 2 else np.arange(members)
-        counts[bag] += _selected(likelihood[:, bag])
+    """Ensemble selection by AUROC (Caruana et al., 2004, sections 2.1 to 2.3).
+
+    Each bag draws half the members, starts from its best two, and adds the one that helps most, again and again, with
+    replacement; the best point of its path counts, and the bags are averaged.
+    """
+    rows, members = spread(len(p), _GREEDY_ROWS), p.shape[1]
+    columns, answers = np.asfortranarray(p[rows]), y[rows]
+    alone = np.array([binned_auc(answers, columns[:, member]) for member in range(members)])
+    random, counts = np.random.default_rng(0), np.zeros(members)
+    for _ in range(_BAGS if members > _START else 1):
+        bag = np.sort(random.permutation(members)[: max((members + 1) // 2, min(_START, members))])
+        counts += _selected(columns, answers, bag[np.argsort(-alone[bag], kind="stable")])
     return mean_of(counts / counts.sum())
 
 
+def best_of(weights: Floats) -> Fit:
+    """A fit that takes, of some weights [T, K], those with the highest AUROC on the rows at hand."""
+
+    def fit(p: Floats, y: Int8, length: Int32) -> Weighted:
+        rows = spread(len(p), _BEST_OF_ROWS)
+        found = [binned_auc(y[rows], blend(p[rows], each)) for each in weights]
+        return mean_of(weights[int(np.argmax(found))])
+
+    return fit
+
+
 def logistic(p: Floats, y: Int8, length: Int32) -> Logistic:
-    """Stacking by a regularised logistic regression (Wolpert, 1992)."""
-    rows = spread(len(p), FIT_ROWS)
-    columns = stack_columns(p[rows], length[rows])
-    spreads = np.maximum(columns.std(axis=0), 1e-9)
-    fitted = LogisticRegression(C=1.0, solver="newton-cholesky").fit(columns / spreads, y[rows])
-    coefficients = fitted.coef_[0] / spreads
-    return Logistic(intercept=float(fitted.intercept_[0]), coefficients=tuple(coefficients.tolist()))
+    """Stacking by logistic regression (Wolpert, 1992); the penalty draws it to the plain mean of log-odds."""
+    rows, members = spread(len(p), FIT_ROWS), p.shape[1]
+    columns = np.column_stack([stack_columns(p[rows], length[rows]), np.ones(len(rows))])
+    start = np.concatenate([equal(members), np.zeros(members + 2)])
+    penalty = np.append(np.full(2 * members + 1, _RIDGE), 1e-6)
+    found = _newton(columns, y[rows], start, penalty)
+    return Logistic(intercept=float(found[-1]), coefficients=tuple(found[:-1].tolist()))
+
+
+def _newton(columns: Floats, y: Int8, start: Floats, penalty: Floats) -> Floats:
+    """Coefficients with the lowest penalised loss; the penalty is of the distance from the start."""
+    found = start.copy()
+    for _ in range(_NEWTON_STEPS):
+        p = sigmoid(columns @ found)
+        gradient = (p - y) @ columns + penalty * (found - start)
+        curvature = (columns * (p * (1.0 - p))[:, None]).T @ columns + np.diag(penalty)
+        step = np.linalg.solve(curvature, gradient)
+        found -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    return found
 
 
 def boosted(p: Floats, y: Int8, length: Int32) -> Boosted:
@@ -87,7 +132,8 @@ def boosted(p: Floats, y: Int8, length: Int32) -> Boosted:
     settings = {
         "objective": "binary",
         "num_leaves": 15,
-        "learning_rate": 0.05,
+        "learning_rate": 0.08,
+        "max_bin": 127,
         "min_data_in_leaf": max(1, min(_LEAST, len(rows) // 20)),
         "monotone_constraints": [1] * members + [0],
         "num_threads": 1,
@@ -100,11 +146,11 @@ def boosted(p: Floats, y: Int8, length: Int32) -> Boosted:
     return Boosted(model=lgb.train(settings, data, _ROUNDS).model_to_string(), members=members)
 
 
-METHODS: Final[Mapping[str, Fit]] = {
+METHODS: Final[Mapping[str, Fit]] = {  # from the simplest
     "equal": plain,
-    "logit": logits,
     "simplex": simplex,
     "greedy": greedy,
+    "logit": logits,
     "logistic": logistic,
     "boosted": boosted,
 }
@@ -124,8 +170,7 @@ def nested(fit: Fit, p: Floats, y: Int8, length: Int32, fold: Int8) -> Floats:
     for held_out in np.unique(fold):
         rows, others = np.flatnonzero(fold == held_out), np.flatnonzero(fold != held_out)
         chosen = fit if len(others) else plain
-        read = others[spread(len(others), FIT_ROWS)]
-        combined[rows] = chosen(p[read], y[read], length[read]).apply(p[rows], length[rows])
+        combined[rows] = chosen(p[others], y[others], length[others]).apply(p[rows], length[rows])
     return combined
 
 
@@ -174,13 +219,20 @@ def spread(rows: int, most: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.arange(rows) if rows <= most else np.linspace(0, rows - 1, most).astype(np.int64)
 
 
-def _selected(likelihood: Floats) -> Floats:
-    """How often each member of a bag is chosen, the best first, then whichever helps the mean most."""
-    rows, members = likelihood.shape
-    counts, total = np.zeros(members), np.zeros(rows)
-    for step in range(1, _GREEDY_STEPS + 1):
-        losses = [-np.log(np.maximum((total + likelihood[:, k]) / step, EDGE)).mean() for k in range(members)]
-        best = int(np.argmin(losses))
-        counts[best] += 1
-        total += likelihood[:, best]
-    return counts
+def _selected(p: Floats, y: Int8, bag: Ints) -> Floats:
+    """Share of each member at the best point of one bag's path, [K].
+
+    Args:
+        bag: members that may be added, the best first.
+    """
+    picked = [int(member) for member in bag[:_START]]
+    total = p[:, picked].sum(axis=1)
+    best, at = binned_auc(y, total / len(picked)), len(picked)
+    for _ in range(_GREEDY_STEPS):
+        found = [binned_auc(y, (total + p[:, member]) / (len(picked) + 1)) for member in bag]
+        chosen = int(np.argmax(found))
+        picked.append(int(bag[chosen]))
+        total += p[:, picked[-1]]
+        if found[chosen] > best:
+            best, at = found[chosen], len(picked)
+    return np.bincount(picked[:at], minlength=p.shape[1]) / at

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -135,7 +136,7 @@ def _measure(
     histories, answers, length, baselines = _dataset_columns(dataset, base)
     members = Members(tuple(scored), columns, base.correct, length, base.fold, base.user.codes)
     combined = combine(config, members)
-    contenders = _contenders(combined, members)
+    contenders = contenders_of(combined, members)
     contenders |= {name: Contender("baseline", ray.get(column)) for name, column in baselines.items()}
     contenders |= oracle(simulator, dataset.manifest, base)
     how = Settings(config.samples, config.seed, config.last_answers)
@@ -144,49 +145,55 @@ def _measure(
         evaluation,
         answers,
         contenders,
-        _shares(combined, members),
+        shares_by_way(combined, members),
         how,
-        _measure_in_parallel,
+        measure_in_parallel,
     )
-    report["ensemble"] = _told(combined, members, facts)
+    report["ensemble"] = _told(combined, members, facts) | {"drop_below": config.drop_below}
     report |= yardstick(simulator, histories, base, answers, contenders, how)
-    return report, combined.served.chain
+    return report, combined.chain
 
 
-def _contenders(combined: Combined, members: Members) -> dict[str, Contender]:
+def contenders_of(combined: Combined, members: Members) -> dict[str, Contender]:
     """The served ensemble, every way of combining all members, and the members."""
-    served, method = combined.served, combined.method
-    columns = {"ensemble": served.nested}
-    if combined.chosen is not None:
-        columns["ensemble_chosen"] = combined.chosen
-    unchanged = served.nested is combined.ways[method].nested
-    columns |= {f"ensemble_{name}": w.nested for name, w in combined.ways.items() if not (unchanged and name == method)}
+    columns = {f"ensemble_{name}": way.nested for name, way in combined.ways.items()}
+    contenders = {"ensemble": Contender("ensemble", combined.calibrated)}
     if len(members.names) > 1:
         columns["ensemble_rank"] = rank_mean(members.p)
-    contenders = {name: Contender("ensemble", column) for name, column in columns.items()}
+        contenders |= {name: Contender("method", column) for name, column in columns.items()}
     return contenders | {name: Contender("member", members.p[:, k]) for k, name in enumerate(members.names)}
 
 
-def _shares(combined: Combined, members: Members) -> dict[str, dict[str, float]]:
+def shares_by_way(combined: Combined, members: Members) -> dict[str, dict[str, float]]:
     """How much each member counts, by way; what is served first, and 0 for members that were dropped from it."""
-    nothing, served = dict.fromkeys(members.names, 0.0), combined.served.chain
+    nothing, served = dict.fromkeys(members.names, 0.0), combined.chain
     ways = {name: shares_of(way.combination, members.names) for name, way in combined.ways.items()}
     return {combined.method: nothing | served.shares} | {k: v for k, v in ways.items() if k != combined.method}
 
 
 def _told(combined: Combined, members: Members, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the report says of the ensemble beside its figures."""
-    served = combined.served
-    cost = {name: facts[name].get("score_us") for name in members.names}
-    paid = [cost[name] for name in served.chain.members]
+    score_us = {name: facts[name].get("score_us") for name in members.names}
     return {
-        "removals": [removal._asdict() for removal in served.removals],
+        "method": combined.method,
+        "rows": combined.rows,
+        "removals": [removal._asdict() for removal in combined.removals],
         "stability": combined.stability,
-        "score_us": cost | {"ensemble": None if None in paid else sum(us for us in paid if us is not None)},
-        "calibrator": None if served.chain.calibrator is None else served.chain.calibrator.kind,
-        "before": _calibration(members, served.uncalibrated),
-        "after": _calibration(members, served.nested),
+        "score_us": score_us | _costs(combined, members.names, score_us),
+        "calibrator": None if combined.chain.calibrator is None else combined.chain.calibrator.kind,
+        "before": _calibration(members, combined.uncalibrated),
+        "after": _calibration(members, combined.calibrated),
     }
+
+
+def _costs(combined: Combined, members: Sequence[str], score_us: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Processor microseconds of a prediction by the ensemble, and by each way through the members that it needs."""
+    needed = {"ensemble": list(combined.chain.members), "ensemble_rank": list(members)}
+    for name, way in combined.ways.items():
+        counted = shares_of(way.combination, members)
+        needed[f"ensemble_{name}"] = [member for member in members if counted[member] > 0]
+    paid = {name: [us for member in needs if (us := score_us[member]) is not None] for name, needs in needed.items()}
+    return {name: sum(paid[name]) if len(paid[name]) == len(needs) else None for name, needs in needed.items()}
 
 
 def _calibration(members: Members, p: Floats) -> dict[str, Any]:
@@ -224,19 +231,22 @@ def _baseline(name: str, split: tuple[Any, Any], names: tuple[str, ...], place: 
     return out_of_fold(BASELINES[name], rows, fold, names)[place]
 
 
-def _measure_in_parallel(
+def measure_in_parallel(
     answers: Answers, contenders: Mapping[str, Contender], how: Settings
-) -> dict[str, dict[str, Any]]:
-    """The figures of every contender, a Ray task each."""
+) -> dict[str, figures.Measured]:
+    """The figures of every contender, a Ray task each; few at a time, for each has its scores in the object store."""
     measure, shared = ray.remote(figures.model_figures), ray.put(answers)
-    waiting = {measure.remote(shared, contender, how): name for name, contender in contenders.items()}
-    models = {}
-    with progress("measure models", len(waiting)) as lines:
-        left = list(waiting)
-        while left:
-            (done,), left = ray.wait(left)
-            models[waiting[done]] = ray.get(done)
-            lines.advance(note=waiting[done])
+    at_once = max(2, int(ray.cluster_resources().get("CPU", 1)) + 1)
+    todo, waiting, models = deque(contenders), dict[Any, str](), {}
+    with progress("measure models", len(contenders)) as lines:
+        while todo or waiting:
+            while todo and len(waiting) < at_once:
+                name = todo.popleft()
+                waiting[measure.remote(shared, contenders[name], how)] = name
+            (done,), _ = ray.wait(list(waiting))
+            name = waiting.pop(done)
+            models[name] = ray.get(done)
+            lines.advance(note=name)
     return {name: models[name] for name in contenders}
 
 

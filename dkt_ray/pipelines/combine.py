@@ -5,20 +5,21 @@ Legend: N rows, K members.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Literal, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field, field_validator, model_validator
 
 from dkt_ray.config import Config
+from dkt_ray.data.history import Int32
 from dkt_ray.ensemble.blend import Floats, equal, fixed
-from dkt_ray.ensemble.chain import TOLERANCE
-from dkt_ray.ensemble.choice import Calibration, Members, Removal, Served, Way, choose, drop, finish, stability
-from dkt_ray.ensemble.methods import METHODS, Fit, mean_of
+from dkt_ray.ensemble.chain import TOLERANCE, Boosted, Chain, Logistic, Weighted
+from dkt_ray.ensemble.choice import SAMPLE_ROWS, Calibration, Choice, Members, Removal, drop, stability
+from dkt_ray.ensemble.methods import METHODS, Fit, best_of, mean_of, spread
 from dkt_ray.log import progress
-from dkt_ray.metrics import Estimate
-from dkt_ray.training.weights import search_weights
+from dkt_ray.training.weights import draw_weights
 
 Method = Literal["best", "equal", "fixed", "simplex", "tuned", "greedy", "logit", "logistic", "boosted"]
 
@@ -27,10 +28,10 @@ class CombineConfig(Config):
     """How members are combined."""
 
     method: Method = "best"
-    """best: of the others, the one with the lowest log-loss in nested folds; equal, logit: plain mean of probabilities,
-    of log-odds; fixed: the ratio below; simplex: weights with the lowest log-loss; greedy: ensemble selection (Caruana
-    et al.); tuned: weights with the highest AUROC among Ray Tune's trials; logistic, boosted: stacking, with the length
-    of the history."""
+    """best: of the others, the one with the highest AUROC in nested folds; equal: plain mean; fixed: the ratio below;
+    simplex: weights with the lowest log-loss, logit: the same of log-odds; greedy: ensemble selection (Caruana et al.);
+    tuned: weights with the highest AUROC among Ray Tune's trials; logistic, boosted: stacking, with the length of the
+    history."""
     ratio: dict[str, float] | None = None
     """Fixed weights as a ratio, e.g. {bert: 8, saint: 1, lightgbm: 0.5, lstm_attention: 0.5}."""
     weights: dict[str, float] | None = None
@@ -45,6 +46,13 @@ class CombineConfig(Config):
     """What may end the chain; it stays only where it lowers the nested log-loss."""
     seed: int = 0
     """Seed of the bootstrap and of the search."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _can_be_served(cls, method: Any) -> Any:
+        if method == "rank":
+            raise ValueError("ranks order a table, but one request alone has none: it is compared, never served")
+        return method
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -62,14 +70,44 @@ class CombineConfig(Config):
         return self
 
 
+class Way(NamedTuple):
+    """One way of combining all members."""
+
+    combination: Weighted | Logistic | Boosted  # fitted on all folds
+    nested: Floats  # [N], each fold's rows by what was fitted on the others
+
+
 class Combined(NamedTuple):
     """What became of the members."""
 
     method: str
-    served: Served
-    ways: dict[str, Way]  # of all members, before any was dropped
-    chosen: Floats | None  # [N] each fold's rows by the method that was best on the other folds
-    stability: dict[str, Estimate]  # of the shares of what is served
+    chain: Chain  # what is served
+    uncalibrated: Floats  # [N] by chains that left the row's own fold out, without their calibrator
+    calibrated: Floats  # [N] the same with it
+    ways: dict[str, Way]
+    removals: list[Removal]
+    stability: dict[str, dict[str, float | None]]  # of the shares of what is served
+    rows: int  # that chains are fitted on and chosen by
+
+
+@dataclass(frozen=True, eq=False)
+class _Ways:
+    """The methods of a run, for all or some of its members."""
+
+    names: tuple[str, ...]
+    given: Floats | None  # [K] fixed weights
+    drawn: Floats | None  # [T, K] weights that Ray Tune tried
+
+    def fits(self, kept: Sequence[str]) -> dict[str, Fit]:
+        """The fits of some of the members, the simplest first; weights are of the rest, normalised."""
+        places = [self.names.index(name) for name in kept]
+        fits = dict(METHODS)
+        if self.given is not None:
+            weighted = mean_of(_normalised(self.given[None, places])[0])
+            fits["fixed"] = lambda p, y, length: weighted
+        if self.drawn is not None:
+            fits["tuned"] = best_of(_normalised(self.drawn[:, places]))
+        return fits
 
 
 def combine(config: CombineConfig, members: Members) -> Combined:
@@ -78,41 +116,65 @@ def combine(config: CombineConfig, members: Members) -> Combined:
     Raises:
         ConfigError: a ratio or weights that do not name exactly the members.
     """
-    fits = _fits(config, members)
-    if len(members.names) == 1:
-        alone = Way(mean_of(equal(1)), members.p[:, 0])
-        return Combined("equal", finish(alone, members, config.calibrator), {"equal": alone}, None, {})
-    ways = _compare(config, fits, members)
-    method, chosen = choose(ways, members) if config.method == "best" else (config.method, None)
-    quick = fits.get(method, METHODS["simplex"])  # Ray Tune's search is not repeated for every removal
-    kept, removals = members, list[Removal]()
-    if method != "fixed":
-        kept, removals = drop(quick, members, config.drop_below, config.at_least)
-    way = ways[method] if kept.names == members.names else _way(method, config, fits, kept)
-    served = replace(finish(way, kept, config.calibrator), removals=removals)
-    return Combined(method, served, ways, chosen, stability(quick, kept, config.seed))
+    sample = members.at(spread(len(members.y), SAMPLE_ROWS))
+    ways = _ways(config, sample)
+    whole = Choice(sample, ways.fits(sample.names), config.calibrator)
+    compared = _compare(whole, members)
+    kept, removals = sample, list[Removal]()
+    if (method := _among(whole, config).method()) != "fixed":
+        kept, removals = drop(_stand_in(method), sample, config.drop_below, config.at_least)
+    fits = ways.fits(kept.names)
+    choice = _among(whole if kept.names == sample.names else Choice(kept, fits, config.calibrator), config)
+    chain, chains = choice.chain(), {fold: choice.chain(frozenset({fold})) for fold in np.unique(members.fold).tolist()}
+    return Combined(
+        method=choice.method(),
+        chain=chain,
+        uncalibrated=choice.score(members, lambda fold: chains[fold].combination.apply),
+        calibrated=choice.score(members, lambda fold: chains[fold].apply),
+        ways=compared,
+        removals=removals,
+        stability=stability(fits[choice.method()], kept, config.seed),
+        rows=len(sample.y),
+    )
 
 
-def _fits(config: CombineConfig, members: Members) -> Mapping[str, Fit]:
-    given = config.ratio if config.weights is None else config.weights
-    if given is None:
-        return METHODS
-    weighted = mean_of(fixed(given, members.names))
-    return {**METHODS, "fixed": lambda p, y, length: weighted}
+def _ways(config: CombineConfig, sample: Members) -> _Ways:
+    ratio = config.ratio if config.weights is None else config.weights
+    given = None if ratio is None else fixed(ratio, sample.names)
+    search = config.tune_trials and len(sample.names) > 1
+    return _Ways(
+        sample.names, given, draw_weights(sample.p, sample.y, config.tune_trials, config.seed) if search else None
+    )
 
 
-def _compare(config: CombineConfig, fits: Mapping[str, Fit], members: Members) -> dict[str, Way]:
-    ways = {}
-    names = [*fits, *(["tuned"] if config.tune_trials else [])]
+def _compare(choice: Choice, members: Members) -> dict[str, Way]:
+    """Every method on all members, of which one needs no method."""
+    names = tuple(choice.fits) if len(members.names) > 1 else ("equal",)
+    found = {}
     with progress("combine members", len(names)) as lines:
         for name in names:
-            ways[name] = _way(name, config, fits, members)
+            found[name] = Way(choice.combination(name), choice.score(members, _without_fold(choice, name)))
             lines.advance(note=name)
-    return ways
+    return found
 
 
-def _way(name: str, config: CombineConfig, fits: Mapping[str, Fit], members: Members) -> Way:
-    if name == "tuned":
-        weights, blended = search_weights(members.p, members.y, members.fold, config.tune_trials, config.seed)
-        return Way(mean_of(weights), blended)
-    return Way(members.fitted(fits[name]), members.nested(fits[name]))
+def _without_fold(choice: Choice, method: str) -> Callable[[int], Callable[[Floats, Int32], Floats]]:
+    return lambda fold: choice.combination(method, frozenset({fold})).apply
+
+
+def _among(choice: Choice, config: CombineConfig) -> Choice:
+    """The choice among the methods that the settings allow; one member needs none."""
+    if config.method == "best" and len(choice.members.names) > 1:
+        return choice
+    return choice.only("equal" if len(choice.members.names) == 1 else config.method)
+
+
+def _stand_in(method: str) -> Fit:
+    """What members are tried without: trials of Ray Tune are not repeated for every removal."""
+    return METHODS.get(method, METHODS["simplex"])
+
+
+def _normalised(weights: Floats) -> Floats:
+    """Rows of weights that add up to 1; equal ones where nothing is left."""
+    totals = weights.sum(axis=1, keepdims=True)
+    return np.where(totals > 0, weights / np.where(totals > 0, totals, 1.0), equal(weights.shape[1]))

@@ -22,7 +22,7 @@ from dkt_ray.storage import Store, open_object
 from dkt_ray.training.protocol import FIRST_POSITION, EvaluationSet, Scored, locate
 
 Floats = npt.NDArray[np.float64]
-Kind = Literal["ensemble", "member", "peer", "baseline", "oracle", "filter"]
+Kind = Literal["ensemble", "method", "member", "peer", "baseline", "oracle", "filter"]
 
 CALIBRATION_BINS: Final = 10
 LEDGER: Final = "ledger"
@@ -82,7 +82,8 @@ class Contender:
     probability: Floats  # [N]
 
 
-Measure = Callable[[Answers, Mapping[str, Contender], Settings], dict[str, dict[str, Any]]]
+Measured = tuple[dict[str, Any], Floats]  # a model's figures, and its AUROC on each resample of the users
+Measure = Callable[[Answers, Mapping[str, Contender], Settings], dict[str, Measured]]
 
 
 def make_report(
@@ -102,64 +103,63 @@ def make_report(
         weights: per way of weighing, the one in use first; none without an ensemble.
         measure: gives each contender's figures; see `measure_in_turn`.
     """
-    kept = answers.at(answers.headline)
-    at_headline = {name: Contender(c.kind, c.probability[answers.headline]) for name, c in contenders.items()}
-    members = {name: c.probability for name, c in at_headline.items() if c.kind == "member"}
-    best = max(members, key=lambda name: metrics.auc(kept.y, members[name]) or 0.0)
+    measured = measure(answers, contenders, how)
+    models = {name: found for name, (found, _) in measured.items()}
+    members = {name: c.probability for name, c in contenders.items() if c.kind == "member"}
+    best = max(members, key=lambda name: models[name]["auc"]["value"] or 0.0)
     peers = [name for name, contender in contenders.items() if contender.kind == "peer"]
     versus = {"best_member": best, "counting": "counting", **{peer: peer for peer in peers}}
-    compared = differences(kept, at_headline, tuple(versus.values()), how)
+    compared = differences(measured, tuple(versus.values()))
+    users = answers.user[answers.headline]
     return {
         **asdict(heading),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "fingerprint": evaluation.fingerprint,
         "evaluation_set": evaluation.model_dump(mode="json"),
-        "users": len(np.unique(kept.user)),
-        "effective_users": metrics.effective_users(kept.user),
+        "users": len(np.unique(users)),
+        "effective_users": metrics.effective_users(users),
         "samples": how.samples,
         "chosen": "ensemble" if "ensemble" in contenders else best,
         "method": next(iter(weights), None),
         "weights": {way: dict(found) for way, found in weights.items()},
-        "models": measure(answers, contenders, how),
+        "models": models,
         "differences": {key: {"against": name, "models": compared[name]} for key, name in versus.items()},
-        "correlation": correlation(members),
+        "correlation": correlation(members, answers.headline),
         "ledger": [],
         "not_measured": list(NOT_MEASURED),
     }
 
 
-def measure_in_turn(answers: Answers, contenders: Mapping[str, Contender], how: Settings) -> dict[str, dict[str, Any]]:
+def measure_in_turn(answers: Answers, contenders: Mapping[str, Contender], how: Settings) -> dict[str, Measured]:
     """The figures of every contender, one after another."""
     return {name: model_figures(answers, contender, how) for name, contender in contenders.items()}
 
 
-def model_figures(answers: Answers, contender: Contender, how: Settings) -> dict[str, Any]:
-    """All figures of one model; those of the cold starts stand under history length 0 only."""
+def model_figures(answers: Answers, contender: Contender, how: Settings) -> Measured:
+    """All figures of one model, those of cold starts under history length 0 only; of a method, the headline ones."""
     headline = answers.headline
-    kept, cold, p = answers.at(headline), answers.at(~headline), contender.probability
-    found = metrics.summary(
-        kept.y, p[headline], kept.user, kept.position, kept.first, how.last_answers, samples=how.samples, seed=how.seed
+    kept, p = answers.at(headline), contender.probability[headline]
+    if contender.kind == "method":
+        found, drawn = metrics.headline(kept.y, p, kept.user, how.samples, how.seed)
+        return {"kind": contender.kind, **found}, drawn
+    found, drawn = metrics.measured(
+        kept.y, p, kept.user, kept.position, kept.first, how.last_answers, samples=how.samples, seed=how.seed
     )
-    interval = metrics.bootstrap_auc(cold.y, p[~headline], cold.user, how.samples, how.seed) or (None, None)
-    at_zero = {"value": metrics.auc(cold.y, p[~headline]), "low": interval[0], "high": interval[1]}
+    cold, cold_p = answers.at(~headline), contender.probability[~headline]
+    interval = metrics.bootstrap_auc(cold.y, cold_p, cold.user, how.samples, how.seed) or (None, None)
+    at_zero = {"value": metrics.auc(cold.y, cold_p), "low": interval[0], "high": interval[1]}
     found["auc_by_history_length"]["0"] = at_zero
-    return {"kind": contender.kind, **found, "calibration": calibration(kept.y, p[headline])}
+    return {"kind": contender.kind, **found, "calibration": calibration(kept.y, p)}, drawn
 
 
-def differences(
-    answers: Answers, contenders: Mapping[str, Contender], against: Sequence[str], how: Settings
-) -> dict[str, dict[str, Estimate]]:
+def differences(measured: Mapping[str, Measured], against: Sequence[str]) -> dict[str, dict[str, Estimate]]:
     """AUROC of each model minus that of each one in `against`, on the same resamples of users."""
-    index = np.unique(answers.user, return_inverse=True)[1]
-    users = int(index.max(initial=-1)) + 1
-    statistics = {name: metrics.auc_statistic(answers.y, c.probability, index) for name, c in contenders.items()}
-    drawn = metrics.bootstrap(statistics, users, how.samples, how.seed)
-    value = {name: statistic(np.ones(users)) for name, statistic in statistics.items()}
+    value = {name: np.nan if (auc := found["auc"]["value"]) is None else auc for name, (found, _) in measured.items()}
 
     def difference(name: str, other: str) -> Estimate:
-        return metrics.estimate(value[name] - value[other], drawn[name] - drawn[other])
+        return metrics.estimate(value[name] - value[other], measured[name][1] - measured[other][1])
 
-    return {other: {name: difference(name, other) for name in contenders if name != other} for other in against}
+    return {other: {name: difference(name, other) for name in measured if name != other} for other in against}
 
 
 def calibration(y: npt.NDArray[np.int8], p: Floats, bins: int = CALIBRATION_BINS) -> list[dict[str, float]]:
@@ -172,9 +172,11 @@ def calibration(y: npt.NDArray[np.int8], p: Floats, bins: int = CALIBRATION_BINS
     ]
 
 
-def correlation(members: Mapping[str, Floats]) -> dict[str, dict[str, float]]:
-    """Pearson correlation of the members' probabilities."""
-    matrix = np.atleast_2d(np.corrcoef(np.stack(list(members.values()))))
+def correlation(
+    members: Mapping[str, Floats], rows: npt.NDArray[np.bool_] | slice = slice(None)
+) -> dict[str, dict[str, float]]:
+    """Pearson correlation of the members' probabilities of some of the rows."""
+    matrix = np.atleast_2d(np.corrcoef(np.stack([column[rows] for column in members.values()])))
     return {a: {b: float(matrix[i, j]) for j, b in enumerate(members)} for i, a in enumerate(members)}
 
 

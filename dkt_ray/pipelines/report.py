@@ -19,7 +19,7 @@ REPORT: Final = "report"  # name of a run's out-of-fold report
 TEMPLATE: Final = "report.html.jinja"
 SECTIONS: Final = "sections.html.jinja"
 BEFORE_AFTER: Final = ("before", "after")  # of the calibrator
-KINDS: Final = ("oracle", "filter", "ensemble", "member", "peer", "baseline")  # order of the table
+KINDS: Final = ("oracle", "filter", "ensemble", "method", "member", "peer", "baseline")  # order of the table
 COLUMNS: Final = {  # figure -> heading, whether more is better
     "auc_capped": ("AUROC, at most 500 rows a user", True),
     "auc_first_attempts": ("AUROC, first attempts", True),

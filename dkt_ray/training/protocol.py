@@ -194,7 +194,7 @@ def align_members(members: Mapping[str, Scored]) -> tuple[Scored, Floats]:
                 f"member {name} scores every row {member.probability[0]:g}: it learned nothing and cannot be weighed; "
                 f"leave it out, e.g. --set members=[{','.join(n for n in members if n != name)}]"
             )
-    return base, np.stack([member.probability for member in members.values()], axis=1)
+    return base, np.stack([member.probability for member in members.values()]).T  # columns are contiguous
 
 
 def locate(user: Coded, position: Int32, among: Scored) -> Int64:
@@ -229,8 +229,14 @@ def _check(scored: Scored, what: str) -> None:
         )
 
 
+def _same_rows(base: Scored, member: Scored) -> bool:
+    """Whether both list the same rows in the same words: what members of one run do."""
+    pairs = ((base.position, member.position), (base.user.codes, member.user.codes))
+    return all(np.array_equal(*pair) for pair in (*pairs, (base.user.values, member.user.values)))
+
+
 def _check_same(first: str, base: Scored, name: str, member: Scored) -> None:
-    place = locate(member.user, member.position, base)
+    place = np.arange(base.rows) if _same_rows(base, member) else locate(member.user, member.position, base)
     lost = np.flatnonzero(place < 0)
     if len(lost) or member.rows != base.rows:
         example = f"; e.g. user {_user(base, lost[0])}, position {base.position[lost[0]]}" if len(lost) else ""

@@ -94,7 +94,15 @@ def replace(store: Store, family: str, **columns: Any) -> None:
 def test_weights_and_report(weighed: tuple[Path, dict[str, Any]]) -> None:
     store, found = open_store(weighed[0]), weighed[1]
     assert set(found["auc"]) == {
-        *("ensemble", "ensemble_equal", "ensemble_logit", "ensemble_greedy", "ensemble_logistic", "ensemble_boosted"),
+        *(
+            "ensemble",
+            "ensemble_simplex",
+            "ensemble_equal",
+            "ensemble_logit",
+            "ensemble_greedy",
+            "ensemble_logistic",
+            "ensemble_boosted",
+        ),
         *("ensemble_tuned", "ensemble_rank", "lightgbm", "lstm_attention"),
         *("counting", "question_mean", "one_pl", "best_lr", "oracle"),
     }
@@ -141,7 +149,7 @@ def test_the_best_way_is_found_and_what_is_served_is_what_was_reported(reported:
     found = run(reported, method="best", at_least=1, calibrator="best", tune_trials=0)
     report, blended = (reported.read_json(f"runs/default/{name}.json") for name in ("report", "blend"))
     chain = build(Chain, blended["chain"])
-    assert {"ensemble_chosen", *chain.members} <= set(found["auc"])
+    assert {"ensemble_simplex", *chain.members} <= set(found["auc"])
     assert set(found["weights"]) == set(FAMILIES)  # 0 for a member that was dropped
     assert [name for name, share in found["weights"].items() if share] == [m for m in chain.members if chain.shares[m]]
     told = report["ensemble"]

@@ -153,6 +153,40 @@ def test_the_page_shows_every_model_weight_opening_and_the_fingerprint():
     assert "lower the mastery" in text  # says what it does not report
 
 
+TOLD = {
+    "method": "simplex",
+    "rows": 1200,
+    "drop_below": 0.0005,
+    "removals": [
+        {"member": "bert", "cost": 0.0123, "dropped": True},
+    ],
+    "stability": {"lightgbm": {"value": 0.75, "mean": 0.74, "low": 0.7, "high": 0.8}},
+    "score_us": {"lightgbm": 41.4, "bert": None, "ensemble": 97.0, "ensemble_rank": 97.0},
+    "calibrator": "temperature",
+    "before": {"log_loss": 0.52, "ece": 0.031, "bins": figures.calibration(Y, TRUTH)},
+    "after": {"log_loss": 0.51, "ece": 0.012, "bins": figures.calibration(Y, TRUTH)},
+}
+
+
+def test_the_page_shows_what_was_tried_and_dropped_its_cost_and_calibration():
+    found = REPORT | {"ensemble": TOLD}
+    parser, text = page(found), report.render(found)
+    assert parser.open == []
+    assert ["lightgbm", "0.7500", "0.7400", "0.7000 – 0.8000", "41", "–"] in parser.rows
+    assert ["bert", "0.2500", "–", "–", "+0.01230: dropped"] in parser.rows
+    assert "a calibrator (temperature)" in text
+    assert "ensemble_rank 97" in text
+    assert text.count("<svg") == report.render(REPORT).count("<svg") + 1
+
+
+def test_the_body_is_a_part_of_other_pages():
+    found = REPORT | {"ensemble": TOLD}
+    body = report.sections(found)
+    assert "What is served" in body
+    assert "<body" not in body
+    assert "<style" not in body
+
+
 def test_figures_that_do_not_exist_are_dashes():
     right = {name: Contender(c.kind, c.probability) for name, c in contenders().items()}
     answers = Answers(np.ones_like(Y), USER, POSITION, ANSWERS.first)
