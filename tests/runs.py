@@ -58,7 +58,8 @@ def make_run(store: str, dataset: Dataset, name: str = "default", seed: int = 0)
             run.upload(Path(model), f"members/{family}/model")
         facts = {"name": family, "family": family, "origin": "default", "seeds": 1, "served": "refit"}
         facts |= {"config": config.model_dump(mode="json"), "auc": 0.7, "best_iteration": 1, "score_us": 1.0}
-        facts |= {"fingerprint": "e" * 16, "dataset": dataset.manifest.fingerprint}
+        facts |= {"fingerprint": "e" * 16, "dataset": dataset.manifest.fingerprint, "digest": f"{family}-{seed}"}
         run.write_json(f"members/{family}/member.json", facts)
     blend = {"method": "simplex", "chain": Chain.weighted(bundles.WEIGHTS).model_dump(mode="json")}
+    blend |= {"members": {family: f"{family}-{seed}" for family in bundles.SMALL}}
     run.write_json("blend.json", blend | {"metrics": METRICS, "fingerprint": "e" * 16})

@@ -162,13 +162,13 @@ def drop(fit: Fit, members: Members, below: float, at_least: int) -> tuple[Membe
     halves = ((members.fold - members.fold.min()) % 2).astype(np.int8)
     trial, tried = replace(members, fold=halves), list[Removal]()
     whole, left = _auc(fit, trial), set(members.names)
-    while left and len(trial.names) > max(at_least, 1):
+    while left and len(trial.names) > 1:
         counted = dict(zip(trial.names, shares(trial.fitted(fit)), strict=True))
         name = min(left, key=lambda member: (counted[member], member))
         left.remove(name)
         others = trial.without(name)
         auc = _auc(fit, others)
-        dropped = whole - auc < below
+        dropped = whole - auc < below and len(trial.names) > at_least
         tried.append(Removal(name, whole - auc, dropped))
         if dropped:
             trial, whole = others, auc

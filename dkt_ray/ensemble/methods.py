@@ -189,11 +189,12 @@ def temperature(p: Floats, y: Int8) -> Temperature:
 
 def isotonic(p: Floats, y: Int8) -> Isotonic:
     """Isotonic regression on equally full bins, its steps joined by lines (Oron and Flournoy, 2017)."""
-    order = np.argsort(p, kind="stable")
-    parts = [part for part in np.array_split(order, _STEPS) if len(part)]
-    mean, rows = np.array([p[part].mean() for part in parts]), np.array([len(part) for part in parts], np.float64)
-    right = np.array([(y[part].sum() + 0.5) / (len(part) + 1.0) for part in parts])
-    level = IsotonicRegression().fit_transform(np.arange(len(parts)), right, sample_weight=rows)
+    values, score = np.unique(p, return_inverse=True)
+    count, answered_right = np.bincount(score).astype(np.float64), np.bincount(score, y)
+    bins = np.unique(((np.cumsum(count) - count) * _STEPS // len(p)), return_inverse=True)[1]  # equal scores share one
+    rows = np.bincount(bins, count)
+    mean, right = np.bincount(bins, count * values) / rows, (np.bincount(bins, answered_right) + 0.5) / (rows + 1.0)
+    level = IsotonicRegression().fit_transform(np.arange(len(rows)), right, sample_weight=rows)
     step = np.unique(level.round(9), return_inverse=True)[1]  # steps that differ by rounding only are one
     weight = np.bincount(step, rows)
     at, becomes = np.bincount(step, rows * mean) / weight, np.bincount(step, rows * level) / weight

@@ -27,7 +27,7 @@ from dkt_ray.data.simulation.filter import PARTICLES
 from dkt_ray.ensemble.chain import Chain, shares_of
 from dkt_ray.ensemble.choice import Members
 from dkt_ray.ensemble.methods import rank_mean
-from dkt_ray.errors import ConfigError, NotFoundError
+from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset, Manifest
 from dkt_ray.log import progress
 from dkt_ray.metrics import METRIC_VERSION, first_attempts
@@ -35,6 +35,7 @@ from dkt_ray.pipelines import figures
 from dkt_ray.pipelines.combine import CombineConfig, Combined, combine
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Settings, make_report
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
+from dkt_ray.pipelines.stored_chain import BLEND, read_facts, write_chain
 from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.baselines import BASELINES, out_of_fold
@@ -43,12 +44,10 @@ from dkt_ray.training.protocol import Scored, align_members, evaluation_set, loc
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
-BLEND: Final = "blend.json"
 HOW: Final = (
     "Every figure is out of fold: a student's answers were scored by models that were fitted on other students; "
     "weights, stacks and calibrators were nested in the same folds."
 )
-HEADLINES: Final = ("auc", "auc_capped", "accuracy", "log_loss", "brier", "ece")  # kept with the weights
 
 
 class EnsembleConfig(CombineConfig):
@@ -91,32 +90,15 @@ def run(config: EnsembleConfig) -> dict[str, Any]:
     facts = read_facts(folder, config.members)
     digest = _digest(config, dataset.manifest, facts)
     report = read_report(folder, REPORT) if folder.exists(BLEND) else None
-    reused = report is not None and report["digest"] == digest
+    reused = report is not None and report["digest"] == digest == folder.read_json(BLEND).get("digest")
     if report is None or not reused:
         report, chain = _measure(config, dataset, folder, facts)
         report["digest"] = digest
-        _write_chain(report, chain, folder)
+        write_chain(report, chain, facts, folder)
     report["ledger"] = figures.ledger(store)
     write_report(report, folder, REPORT)
     logger.info("evaluation set %s\n%s", report["fingerprint"], text_table(report))
     return outcome(report, folder, REPORT) | {"reused": reused}
-
-
-def read_facts(folder: Store, wanted: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
-    """member.json of each member of a run, by family.
-
-    Raises:
-        NotFoundError: the run has no members, or not the wanted ones.
-    """
-    keys = [key.split("/") for key in folder.list("members")]
-    there = [parts[1] for parts in keys if parts[2:] == ["member.json"]]
-    missing = [name for name in wanted or () if name not in there]
-    if missing or not there:
-        raise NotFoundError(
-            f"no member {', '.join(missing) or 'at all'} in {folder.url} (there: {', '.join(there) or 'none'}); "
-            "make members with dkt tune"
-        )
-    return {name: folder.read_json(f"members/{name}/member.json") for name in wanted or there}
 
 
 def _measure(
@@ -149,7 +131,7 @@ def _measure(
         how,
         measure_in_parallel,
     )
-    report["ensemble"] = _told(combined, members, facts) | {"drop_below": config.drop_below}
+    report["ensemble"] = _told(combined, members, answers, facts) | {"drop_below": config.drop_below}
     report |= yardstick(simulator, histories, base, answers, contenders, how)
     return report, combined.chain
 
@@ -171,7 +153,9 @@ def shares_by_way(combined: Combined, members: Members) -> dict[str, dict[str, f
     return {combined.method: nothing | served.shares} | {k: v for k, v in ways.items() if k != combined.method}
 
 
-def _told(combined: Combined, members: Members, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _told(
+    combined: Combined, members: Members, answers: Answers, facts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """What the report says of the ensemble beside its figures."""
     score_us = {name: facts[name].get("score_us") for name in members.names}
     return {
@@ -181,8 +165,8 @@ def _told(combined: Combined, members: Members, facts: Mapping[str, Mapping[str,
         "stability": combined.stability,
         "score_us": score_us | _costs(combined, members.names, score_us),
         "calibrator": None if combined.chain.calibrator is None else combined.chain.calibrator.kind,
-        "before": _calibration(members, combined.uncalibrated),
-        "after": _calibration(members, combined.calibrated),
+        "before": _calibration(answers, combined.uncalibrated),
+        "after": _calibration(answers, combined.calibrated),
     }
 
 
@@ -196,12 +180,9 @@ def _costs(combined: Combined, members: Sequence[str], score_us: Mapping[str, fl
     return {name: sum(paid[name]) if len(paid[name]) == len(needs) else None for name, needs in needed.items()}
 
 
-def _calibration(members: Members, p: Floats) -> dict[str, Any]:
-    return {
-        "log_loss": metrics.log_loss(members.y, p),
-        "ece": metrics.ece(members.y, p),
-        "bins": figures.calibration(members.y, p),
-    }
+def _calibration(answers: Answers, p: Floats) -> dict[str, Any]:
+    y, kept = answers.y[answers.headline], p[answers.headline]
+    return {"log_loss": metrics.log_loss(y, kept), "ece": metrics.ece(y, kept), "bins": figures.calibration(y, kept)}
 
 
 def _dataset_columns(
@@ -260,14 +241,3 @@ def _digest(config: EnsembleConfig, manifest: Manifest, facts: Mapping[str, Any]
         "versions": [__version__, METRIC_VERSION],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write_chain(report: Mapping[str, Any], chain: Chain, folder: Store) -> None:
-    ensemble = report["models"]["ensemble"]
-    blend_json = {
-        "method": report["method"],
-        "chain": chain.model_dump(mode="json"),
-        "metrics": {name: ensemble[name] for name in HEADLINES},
-        "fingerprint": report["fingerprint"],
-    }
-    folder.write_json(BLEND, blend_json)

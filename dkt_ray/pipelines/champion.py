@@ -17,13 +17,14 @@ from dkt_ray.data.ingest import DataConfig
 from dkt_ray.features.encoder import EncoderConfig
 from dkt_ray.metrics import Estimate, paired_difference
 from dkt_ray.pipelines import blend, prepare, publish, sweep
-from dkt_ray.pipelines.blend import EnsembleConfig, read_facts
+from dkt_ray.pipelines.blend import EnsembleConfig
 from dkt_ray.pipelines.report import REPORT, read_report
 from dkt_ray.pipelines.staged import Stages
+from dkt_ray.pipelines.stored_chain import read_facts
 from dkt_ray.pipelines.sweep import TuneConfig
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.protocol import Scored, align_members
-from dkt_ray.training.selection import SHIFT
+from dkt_ray.training.selection import SHIFT, STOPPING_FOLD
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ def run(config: ChampionConfig) -> dict[str, Any]:
 def against_default(tuned: Scored, default: Scored, samples: int, seed: int) -> Estimate:
     """AUC of a family's tuned member minus that of its default settings, out of fold.
 
+    The users whose answers the trials were compared on are left out: there the best of many looks better than it is.
+
     Args:
         tuned: out-of-fold scores.
         default: of the same rows.
@@ -116,7 +119,7 @@ def against_default(tuned: Scored, default: Scored, samples: int, seed: int) -> 
         ConfigError: they are of different rows.
     """
     base, columns = align_members({"tuned": tuned, "default": default})
-    kept = base.headline
+    kept = base.headline & (base.fold != STOPPING_FOLD)
     return paired_difference(
         base.correct[kept], columns[kept, 0], columns[kept, 1], base.user.codes[kept], samples, seed
     )

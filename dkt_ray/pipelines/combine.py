@@ -99,15 +99,18 @@ class _Ways:
     drawn: Floats | None  # [T, K] weights that Ray Tune tried
 
     def fits(self, kept: Sequence[str]) -> dict[str, Fit]:
-        """The fits of some of the members, the simplest first; weights are of the rest, normalised."""
+        """The fits of some of the members, the simplest first; drawn weights are normalised to them.
+
+        Fixed weights are of all members or of none: they do not speak for some of them.
+        """
         places = [self.names.index(name) for name in kept]
-        fits = dict(METHODS)
-        if self.given is not None:
+        fits: dict[str, Fit] = {"equal": METHODS["equal"]}
+        if self.given is not None and len(places) == len(self.names):
             weighted = mean_of(_normalised(self.given[None, places])[0])
             fits["fixed"] = lambda p, y, length: weighted
         if self.drawn is not None:
             fits["tuned"] = best_of(_normalised(self.drawn[:, places]))
-        return fits
+        return fits | dict(METHODS)
 
 
 def combine(config: CombineConfig, members: Members) -> Combined:

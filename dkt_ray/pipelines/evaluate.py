@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from dkt_ray.config import Config, build
+from dkt_ray.config import Config
 from dkt_ray.data.history import Coded
 from dkt_ray.data.simulation.filter import PARTICLES
 from dkt_ray.ensemble import member
@@ -31,6 +31,7 @@ from dkt_ray.models.base import Model
 from dkt_ray.pipelines import figures, trained
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Kind, Settings, make_report, measure_in_turn
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
+from dkt_ray.pipelines.stored_chain import read_chain
 from dkt_ray.pipelines.yardstick import FILTER, ORACLE, Simulator, oracle, yardstick
 from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import resolve
@@ -240,10 +241,7 @@ def _of_run(dataset: Dataset, folder: Store, training_users: set[str]) -> Fitted
         NotFoundError: the run has no ensemble yet.
         ConfigError: they were fitted on users who are test users of this dataset, or on other features.
     """
-    try:
-        chain = build(Chain, folder.read_json("blend.json")["chain"])
-    except NotFoundError:
-        raise NotFoundError(f"no blend.json in {folder.url}; make it with dkt ensemble") from None
+    _, chain, _ = read_chain(folder)
     members = {}
     for name in chain.members:
         _check_users(name, folder, training_users)

@@ -11,8 +11,10 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from dkt_ray import metrics
-from dkt_ray.data.history import graded
+from dkt_ray.data.history import Histories, graded
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines.charts import Point, label_axis, lines, range_axis, standalone
@@ -34,7 +36,7 @@ def load_pool(dataset: Dataset, folds: Collection[int], of: Source) -> Pool:
     Raises:
         ConfigError: no answer is unknown.
     """
-    pool = Pool.of(*dataset.load_histories(folds), dataset.test_inputs() if of == "test" else None)
+    pool = Pool.of(*dataset.load_histories(folds), _strangers(dataset) if of == "test" else None)
     if graded(pool.histories.correct).all():
         remedy = "hold out test users" if of == "test" else "set pseudo.of=test to guess answers of the test users"
         raise ConfigError(
@@ -42,6 +44,12 @@ def load_pool(dataset: Dataset, folds: Collection[int], of: Source) -> Pool:
             "set pseudo.rounds=0"
         )
     return pool
+
+
+def _strangers(dataset: Dataset) -> Histories:
+    """What the test users were asked who are test users from their first answer on: others also train or validate."""
+    asked, (training, _) = dataset.test_inputs(), dataset.load_histories()
+    return asked.select(np.flatnonzero(~np.isin(asked.users.astype(str), training.users.astype(str))))
 
 
 def folder_of(folder: Store, number: int, rounds: int) -> Store:

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dkt_ray.config import Config, build
+from dkt_ray.config import Config
 from dkt_ray.ensemble import member
 from dkt_ray.ensemble.chain import Chain
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
-from dkt_ray.errors import ConfigError, NotFoundError
+from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset
+from dkt_ray.pipelines.stored_chain import read_chain
 from dkt_ray.registry import bundle, catalogue
 from dkt_ray.registry.bundle import Provenance
 from dkt_ray.registry.store import Registry
@@ -56,7 +57,7 @@ def run(config: PublishConfig) -> dict[str, Any]:
     """
     store = open_store(config.store)
     dataset = Dataset.open(store, config.dataset)
-    blend, chain, facts = _read_run(store.child(f"runs/{config.run}"), config)
+    blend, chain, facts = read_chain(store.child(f"runs/{config.run}"))
     _check_dataset(facts, dataset)
     with tempfile.TemporaryDirectory(prefix="dkt-publish-") as local:
         folder = Path(local)
@@ -69,18 +70,6 @@ def run(config: PublishConfig) -> dict[str, Any]:
         registry.promote(config.alias, digest, entry.bundle if entry else None, "publish")
     logger.info("published bundle %s%s", digest, f" as {config.alias}" if config.promote else "")
     return {"bundle": digest, "metrics": metrics, "promoted": config.promote}
-
-
-def _read_run(run: Store, config: PublishConfig) -> tuple[dict[str, Any], Chain, dict[str, dict[str, Any]]]:
-    """blend.json of a run, its chain, and member.json of each member of the chain."""
-    try:
-        blend = run.read_json("blend.json")
-    except NotFoundError:
-        raise NotFoundError(
-            f"no ensemble in {run.url}: make it with dkt ensemble --set store={config.store} --set run={config.run}"
-        ) from None
-    chain = build(Chain, blend["chain"])
-    return blend, chain, {name: run.read_json(f"members/{name}/member.json") for name in chain.members}
 
 
 def _check_dataset(facts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> None:

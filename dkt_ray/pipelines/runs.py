@@ -100,17 +100,19 @@ def run(config: RunsConfig) -> dict[str, Any]:
 
 def surroundings(store: Store) -> Surroundings:
     """Datasets, bundles and aliases of a store, a small read each."""
-    datasets = {
-        store.read_json(key)["fingerprint"]: key.split("/")[1]
-        for key in store.list("datasets")
-        if key.count("/") == 2 and key.endswith("/manifest.json")
-    }
+    datasets = [key for key in store.list("datasets") if key.count("/") == 2 and key.endswith("/manifest.json")]
     manifests = [key for key in store.list("bundles") if key.count("/") == 2 and key.endswith(f"/{MANIFEST}")]
+    fingerprints = {key.split("/")[1]: _field(store, key, "fingerprint") for key in datasets}
+    provenances = {key.split("/")[1]: _field(store, key, "provenance") for key in manifests}
     aliases: dict[str, list[str]] = defaultdict(list)
     for key in store.list("aliases"):
-        if key.count("/") == 1:
-            aliases[store.read_json(key)["bundle"]].append(key.split("/")[1].removesuffix(".json"))
-    return Surroundings(datasets, {key.split("/")[1]: _provenance(store, key) for key in manifests}, aliases)
+        if key.count("/") == 1 and (bundle := _field(store, key, "bundle")) is not None:
+            aliases[bundle].append(key.split("/")[1].removesuffix(".json"))
+    return Surroundings(
+        {fingerprint: name for name, fingerprint in fingerprints.items() if fingerprint is not None},
+        {digest: found for digest, found in provenances.items() if found is not None},
+        aliases,
+    )
 
 
 def describe(store: Store, name: str, files: Sequence[Stored], around: Surroundings) -> Run:
@@ -133,7 +135,8 @@ def describe(store: Store, name: str, files: Sequence[Stored], around: Surroundi
     facts = [*members.values(), *models.values()]
     families = {fact["family"] for fact in facts} | set(trials["family"].to_pylist() if trials is not None else ())
     data = facts[0]["dataset"] if facts else None
-    bundle = None if blend is None else published(members, blend, around.bundles)
+    named = {digest: around.bundles[digest] for digest in around.aliases if digest in around.bundles}
+    bundle = None if blend is None else published(members, blend, named | dict(around.bundles))
     return Run(
         name=name,
         dataset=around.datasets.get(data, data) if data is not None else None,
@@ -159,8 +162,8 @@ def published(
         bundles: provenance per digest.
     """
     for digest, provenance in bundles.items():
-        figures = provenance["metrics"]
-        of_run = all(_same(members.get(name, {}), facts) for name, facts in provenance["members"].items())
+        figures, parts = provenance.get("metrics", {}), provenance.get("members", {})
+        of_run = all(_same(members.get(name, {}), facts) for name, facts in parts.items())
         if of_run and figures | blend["metrics"] == figures:
             return digest
     return None
@@ -227,6 +230,11 @@ def _is(key: str, folder: str, name: str) -> bool:
     return len(parts) == 3 and (parts[0], parts[2]) == (folder, name)
 
 
-def _provenance(store: Store, key: str) -> dict[str, Any]:
-    provenance: dict[str, Any] = store.read_json(key)["provenance"]
-    return provenance
+def _field(store: Store, key: str, name: str) -> Any:
+    """A field of a stored JSON file; None, and a warning, where it cannot be read."""
+    try:
+        return store.read_json(key)[name]
+    except (StorageError, KeyError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        logger.warning("%s is left out: %s", key, what)
+        return None

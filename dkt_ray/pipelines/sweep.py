@@ -27,7 +27,7 @@ from dkt_ray.ensemble.families import NEIGHBOURS
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset, Manifest
 from dkt_ray.models.catalog import CATALOG
-from dkt_ray.pipelines.importance import draw_importance
+from dkt_ray.pipelines.importance import PLOT, draw_importance
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.folds import TrainingUsers, fit_members, is_complete, member_key
 from dkt_ray.training.resources import Resources, place
@@ -181,7 +181,9 @@ def _sweep(
     left = [choice for choice in choices if not is_complete(choice, folder)]
     resources = {NEIGHBOURS: Resources(), **resources}
     fit_members(left, resources, users, dataset.manifest, folder, config.concurrency, config.folds_parallel)
-    for choice in left:
+    for choice in choices:
+        if folder.exists(f"{choice.folder}/{PLOT}"):
+            continue
         with tempfile.TemporaryDirectory() as local:
             folder.download(f"{choice.folder}/model", Path(local))
             draw_importance(member.load(Path(local)), choice.name, folder.child(choice.folder))

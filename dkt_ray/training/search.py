@@ -230,7 +230,8 @@ class FamilySearch(Searcher):
         search, attempts = self._families[family], self._attempts[family]
         key = (self._seed, zlib.crc32(family.encode()), len(attempts))  # a family's trials do not depend on the others
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        again = search.known[: self._trials // _AGAIN]
+        earlier = [attempt for attempt in search.known if attempt.params != dict(search.default)]
+        again = earlier[: self._trials // _AGAIN]
         if 0 < len(attempts) <= len(again):
             params = dict(again[len(attempts) - 1].params)
         else:

@@ -55,7 +55,7 @@ class Chosen:
     name: str
     family: str
     settings: Mapping[str, Any]
-    iterations: int | None  # epochs or rounds of every fit, so that no fold's answers stop its own; None: to be found
+    iterations: int | None  # epochs or rounds of every fit, as fold 0 found them; None: to be found there
     dataset: str  # fingerprint of the data
     origin: str = DEFAULT  # or "trial <id>"
     default: bool = True  # whether these are the family's default settings

@@ -64,7 +64,7 @@ class Domain(Config):
 def contains(domain: Between | Choice, value: Any) -> bool:
     """Whether a setting of this value could have been drawn."""
     if isinstance(domain, Choice):
-        return any(value == other and type(value) is type(other) for other in domain.values)
+        return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in domain.values)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return domain.low <= value <= domain.high and (not domain.integer or value == int(value))

@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,8 +156,3 @@ class Reports:
         (self._folder / self._FILE).write_text(json.dumps(state), encoding="utf-8")
         self._saved = time.monotonic()
         return tune.Checkpoint(self._folder)
-
-
-def schedule_in_force(schedule: Sequence[Any], reports: int) -> dict[str, Any]:
-    """The mutable settings with which a report, from 1, was made."""
-    return dict([values for after, values in schedule if after < reports][-1])

@@ -252,7 +252,7 @@ def _result(trial: Trial) -> TrialResult:
         trial=trial.trial_id,
         status="failed" if failed else metrics.get(ENDING, "stopped"),
         settings=trial.config["settings"],
-        auc=auc if math.isfinite(auc) else None,
+        auc=None if failed or not math.isfinite(auc) else auc,
         iterations=metrics.get(ITERATION, 0),
         best_iteration=metrics.get(BEST, 0),
         seconds=metrics.get("time_total_s", 0.0),
@@ -279,6 +279,8 @@ def _refusals(path: str) -> Iterator[None]:
 
 def refusal(error: BaseException) -> str | None:
     """Why the operating system or the store did not take a write; None: this is another error."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return None
     if isinstance(error, OSError):
         return error.strerror or str(error)
     lines = _LINE.findall(str(error))

@@ -22,6 +22,7 @@ from scipy.special import softmax
 
 from dkt_ray.data.history import Int8
 from dkt_ray.ensemble.blend import Floats, blend
+from dkt_ray.errors import TrainingError
 from dkt_ray.ranking import binned_auc
 from dkt_ray.training.resources import environment
 from dkt_ray.training.tuning import ENVIRONMENT
@@ -32,13 +33,16 @@ _SPREAD: Final = 2.0  # drawn log-weights lie between -_SPREAD and _SPREAD
 
 
 def draw_weights(p: Floats, y: Int8, trials: int, seed: int) -> Floats:
-    """The weights of all trials on the simplex, [T, K], the best first.
+    """The weights of all trials on the simplex, [T, K], in the order in which they were drawn.
 
     Args:
         p: [N, K] out-of-fold probabilities.
         y: [N] answers, 1 or 0.
         trials: T, at least 1; one of them is the plain mean.
         seed: of the draw.
+
+    Raises:
+        TrainingError: a trial failed.
     """
     members = p.shape[1]
     space = {_name(k): tune.uniform(-_SPREAD, _SPREAD) for k in range(members)}
@@ -61,9 +65,9 @@ def draw_weights(p: Floats, y: Int8, trials: int, seed: int) -> Floats:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # there is nothing to keep
             ),
         ).fit()
-    found = [results[trial] for trial in range(len(results))]
-    found.sort(key=lambda result: -(result.metrics or {})["auc"])
-    return np.array([_weights(result.config or {}, members) for result in found])
+    if results.errors:
+        raise TrainingError(f"a trial of the weights failed: {results.errors[0]}; run it again, or set tune_trials=0")
+    return np.array([_weights(results[trial].config or {}, members) for trial in range(len(results))])
 
 
 class WeightsTrial(tune.Trainable):

@@ -108,6 +108,19 @@ def test_a_run_on_other_data_is_refused(store):
     run.write_json("members/lightgbm/member.json", member)
 
 
+def test_weights_of_other_members_publish_nothing(store):
+    run = open_store(store).child("runs/second")
+    member, blend = run.read_json("members/lightgbm/member.json"), run.read_json("blend.json")
+    run.write_json("members/lightgbm/member.json", member | {"digest": "tuned-again"})
+    with pytest.raises(ConfigError, match=r"member lightgbm .* is tuned-again, .* made anew; run dkt ensemble again"):
+        publish.run(PublishConfig(store=store, run="second"))
+    run.write_json("members/lightgbm/member.json", member)
+    run.write_json("blend.json", {"weights": {"lightgbm": 1.0}})
+    with pytest.raises(ConfigError, match=r"blend.json has no chain: an earlier version wrote it; run dkt ensemble"):
+        publish.run(PublishConfig(store=store, run="second"))
+    run.write_json("blend.json", blend)
+
+
 def test_weights_off_the_simplex_publish_nothing(store):
     run = open_store(store).child("runs/second")
     blend = run.read_json("blend.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -85,7 +86,7 @@ def killed(prepared: str, tmp_path: Path) -> dict[str, Any]:
     finally:
         driver.process.kill()
         for process in ray_processes:  # a dead driver's Ray ends by itself, but not at once
-            if process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     return {"code": driver.process.returncode, "lines": lines, "folder": tmp_path}
 

@@ -84,6 +84,7 @@ def test_a_trial_that_hangs_is_ended_tried_again_and_failed_with_the_reason(tmp_
         "fine": "finished",
     }
     assert "no report for 8 s (hang_s), so its worker was ended" in found["stuck"].reason
+    assert found["stuck"].auc is None  # though it had reported one: it is not to be chosen
     tries = {family: (tmp_path / f"{family}-was-here").read_text() for family in ("stuck", "slow")}
     assert tries == {"stuck": "xx", "slow": "xx"}
 

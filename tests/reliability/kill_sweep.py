@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -30,7 +31,8 @@ USERS: Final = 60
 ANSWERS: Final = 60  # of each, at most
 TRIALS: Final = 6
 EPOCHS: Final = 40
-WRITTEN: Final = timedelta(seconds=2)  # after its line, a trial's end is in the store; before, it may run again
+DEADLINE_S: Final = 900  # of one driver
+WRITTEN: Final = timedelta(seconds=10)  # after its line, a trial's end is in the store; before, it may run again
 OVERRIDES: Final[dict[str, dict[str, Any]]] = {
     "lightgbm": {"rounds": 100, "report_rounds": 10, "min_data_in_leaf": 20, "patience": 100},
     "lstm_attention": {"context": 32, "batch_rows": 4096, "epochs": EPOCHS, "patience": EPOCHS},
@@ -48,12 +50,24 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="dkt-kill-") as name:
         folder = Path(name)
         settings = _settings(folder)
-        tries = [_run(folder, settings, "killed", chance.uniform(0, options.longest)) for _ in range(options.kills)]
-        tries.append(_run(folder, settings, "killed", None))
+        runs: dict[str, list[dict[str, Any]]] = {"killed-1": []}
+        kills = 0
+        while kills < options.kills:
+            run = f"killed-{len(runs)}"
+            runs[run].append(_run(folder, settings, run, chance.uniform(0, options.longest)))
+            kills += runs[run][-1]["code"] == -signal.SIGKILL
+            if runs[run][-1]["code"] == 0 and kills < options.kills:  # it ended before it was killed: kill another one
+                runs[f"killed-{len(runs) + 1}"] = []
+            elif runs[run][-1]["code"] > 0:
+                break
+        if not runs[run] or runs[run][-1]["code"] != 0:
+            runs[run].append(_run(folder, settings, run, None))
         plain = _run(folder, settings, "plain", None)
-        wrong = _wrong(folder, tries, plain)
-    kills = sum(each["code"] == -signal.SIGKILL for each in tries)
+        wrong = [problem for run, tries in runs.items() for problem in _wrong(folder, run, tries, plain)]
+    tries = [each for several in runs.values() for each in several]
     finishes = sum(each["code"] == 0 for each in tries)
+    if kills < options.kills:
+        wrong.append(f"{kills} kills of {options.kills}")
     for problem in wrong:
         print(f"wrong: {problem}")
     print(json.dumps({"kills": kills, "starts": len(tries), "finishes": finishes, "wrong": wrong}))
@@ -97,7 +111,12 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
             start_new_session=True,
         )
     due: float | None = None
+    give_up = time.monotonic() + DEADLINE_S
     while driver.poll() is None and (due is None or time.monotonic() < due):
+        if time.monotonic() > give_up:
+            print(f"{run}: no end after {DEADLINE_S} s\n{log.read_text()[-2000:]}")
+            driver.terminate()
+            driver.wait(60)
         if due is None and after_s is not None and _lines(log):
             due = time.monotonic() + after_s
         time.sleep(0.05)
@@ -106,7 +125,7 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
     ended = datetime.now(UTC)
     driver.wait()
     for process in left:  # a dead driver's Ray ends by itself, but not at once
-        if process.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=30)
     lines = _lines(log)
@@ -126,7 +145,7 @@ def _lines(log: Path) -> list[dict[str, Any]]:
     return [line for line in parsed if "trial" in line]
 
 
-def _wrong(folder: Path, tries: list[dict[str, Any]], plain: dict[str, Any]) -> list[str]:
+def _wrong(folder: Path, run: str, tries: list[dict[str, Any]], plain: dict[str, Any]) -> list[str]:
     """What should not be, in words."""
     found = []
     if tries[-1]["code"] != 0 or plain["code"] != 0:
@@ -135,7 +154,7 @@ def _wrong(folder: Path, tries: list[dict[str, Any]], plain: dict[str, Any]) -> 
         found.append("a driver failed by itself")
     endings = Counter(trial for each in tries for trial in each["finished"])
     store = open_store(folder / "store")
-    trials, expected = (store.read_table(f"runs/{run}/trials.parquet").to_pylist() for run in ("killed", "plain"))
+    trials, expected = (store.read_table(f"runs/{name}/trials.parquet").to_pylist() for name in (run, "plain"))
     names = [trial["trial"] for trial in trials]
     if Counter(trial["family"] for trial in trials) != dict.fromkeys(OVERRIDES, TRIALS):
         found.append(f"the families have {dict(Counter(trial['family'] for trial in trials))} trials")

@@ -127,3 +127,13 @@ def test_calibrators_are_what_they_say() -> None:
     np.testing.assert_allclose(Temperature(temperature=2).apply(p), sigmoid(logit(p) / 2), rtol=0, atol=1e-15)
     lines = Isotonic(at=(0, 0.5, 1), becomes=(0, 0.4, 1))
     np.testing.assert_allclose(lines.apply(p), [0.16, 0.4, 0.88], rtol=0, atol=1e-12)
+
+
+def test_tied_scores_are_calibrated_alike_in_any_order() -> None:
+    random = np.random.default_rng(0)
+    p = random.choice([0.1, 0.3, 0.3000001, 0.6, 0.9], 5000, p=[0.1, 0.5, 0.1, 0.2, 0.1])
+    y = (random.random(5000) < p).astype(np.int8)
+    order = np.lexsort((y, p))  # within a tie, the wrong answers first
+    one, two = methods.isotonic(p, y), methods.isotonic(p[order], y[order])
+    np.testing.assert_allclose(one.apply(p), two.apply(p), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(one.apply(np.array([0.3, 0.9])), [y[p == 0.3].mean(), y[p == 0.9].mean()], atol=0.01)

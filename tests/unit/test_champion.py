@@ -22,15 +22,16 @@ def scored(noise: float, seed: int = 1) -> Scored:
     p = np.clip(correct + np.random.default_rng(seed).normal(0, noise, len(correct)), -3, 4)
     names = [f"u{user:02}" for user in range(USERS) for _ in range(ROWS)]
     position = np.tile(np.arange(ROWS, dtype=np.int32), USERS)
-    return Scored(Coded.of(names), position, np.zeros(len(correct), np.int8), correct, (p + 3) / 7)
+    fold = np.repeat(np.arange(USERS) % 3, ROWS).astype(np.int8)
+    return Scored(Coded.of(names), position, fold, correct, (p + 3) / 7)
 
 
-def test_the_gain_of_tuning_is_the_paired_difference_without_first_rows() -> None:
+def test_the_gain_of_tuning_is_the_paired_difference_without_first_rows_and_the_fold_of_the_trials() -> None:
     tuned, default = scored(0.5), scored(2.0, seed=2)
     gain = against_default(tuned, default, samples=50, seed=3)
     assert gain["low"] is not None
     assert gain["low"] > 0
-    kept = tuned.position >= 1
+    kept = (tuned.position >= 1) & (tuned.fold != 0)
     p, other = tuned.probability[kept], default.probability[kept]
     assert gain == paired_difference(tuned.correct[kept], p, other, tuned.user.codes[kept], 50, 3)
     loss = against_default(default, tuned, samples=50, seed=3)

@@ -33,7 +33,7 @@ def wrong(folder: Path, killed: list[TrialResult], finished: list[list[str]]) ->
     tries: list[dict[str, Any]] = [
         {"code": code, "finished": names} for code, names in zip(codes, finished, strict=True)
     ]
-    return kill_sweep._wrong(folder, tries, {"code": 0, "finished": []})
+    return kill_sweep._wrong(folder, "killed", tries, {"code": 0, "finished": []})
 
 
 def test_nothing_is_wrong_where_nothing_is(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -184,3 +185,12 @@ def test_what_cannot_be_guessed_is_said(url, tmp_path):
     datasets.run(write_log(tmp_path / "log.csv", bundles.simulate()), tmp_path / "store")
     with pytest.raises(ConfigError, match="no such answer for the users who train; set pseudo"):
         run(str(tmp_path / "store"), "known", pseudo={"rounds": 1})
+
+
+def test_only_users_who_are_test_users_from_their_first_answer_are_guessed() -> None:
+    """Of a temporal split, test users also train or validate: their own rows are not to be guessed."""
+    everyone = bundles.world().histories
+    training = everyone.select(np.arange(2, len(everyone.users)))
+    asked = everyone.select(np.arange(5))
+    split = SimpleNamespace(test_inputs=lambda: asked, load_histories=lambda: (training, None))
+    assert pseudo._strangers(split).users.tolist() == everyone.users[:2].tolist()

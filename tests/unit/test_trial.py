@@ -87,7 +87,6 @@ def test_settings_that_change_at_a_checkpoint_are_told_with_when(
     reports_of(tmp_path / "second", Care(60), {"rate": 0.2})(at(3, 0.72))
     schedule = reported[-1][0][SCHEDULE]
     assert schedule == [(0, {"rate": 0.1}), (2, {"rate": 0.2})]
-    assert [trial.schedule_in_force(schedule, number)["rate"] for number in (1, 2, 3)] == [0.1, 0.1, 0.2]
 
 
 def test_a_refused_checkpoint_is_told_to_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
