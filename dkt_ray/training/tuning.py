@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 _SNAPSHOT_S: Final = 2  # how much of the book of trials a killed driver may lose
 _TO_CLONE: Final = 20  # checkpoints of a trial: another one that is to go on from one starts when there is room
+_LAG_S: Final = 20.0  # how old the last written book of trials may be on a busy machine
+_MOST: Final = 100  # checkpoints of a trial that are kept for a book so old
 _THREAD_S: Final = ("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # how long a worker may take to let go of a trial
 _LINE: Final = re.compile(r"(?:^|\n)\s*(?:[\w.]+\.)?(?:OSError|PermissionError|StorageError): ([^\n]+)")
 
@@ -78,7 +80,8 @@ class SearchConfig(Config):
     seed: int = 0
     """Seed of the search and of every fit."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Trials at the same time; unset: as many as the cluster has room for."""
+    """Trials at the same time; unset: as many as the cluster has room for. A search that is resumed keeps its own, and
+    its retries and resources."""
     autoscale: bool = False
     """The cluster adds nodes on demand, so wait for resources that no node has yet; needs `concurrency`."""
     retries: int = Field(default=1, ge=0)
@@ -86,7 +89,7 @@ class SearchConfig(Config):
     checkpoint_s: float = Field(default=10.0, ge=0)
     """Seconds of training between a trial's checkpoints."""
     time_budget_s: float | None = Field(default=None, gt=0)
-    """Stop the search after this time and go on with the best so far."""
+    """Stop the search after this time and go on with the best so far; a search that is resumed gets it anew."""
     compute_budget_s: float | None = Field(default=None, gt=0)
     """Start no trial once all have used this much: seconds times GPUs where a trial takes some, else times CPUs."""
     hang_s: float | None = Field(default=1800, gt=0)
@@ -226,8 +229,14 @@ def _run_config(trials: int, config: SearchConfig, folder: Store, name: str) -> 
         verbose=0,
         callbacks=[ProgressLines(trials, hang_s=config.hang_s)],
         failure_config=tune.FailureConfig(max_failures=config.retries),
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=_TO_CLONE if config.scheduler == "pbt" else 2),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=_kept(config)),
     )
+
+
+def _kept(config: SearchConfig) -> int:
+    """Checkpoints of a trial that are kept: a driver that is killed leaves a book that may name an older one."""
+    lag = min(_MOST, math.ceil(_LAG_S / max(config.checkpoint_s, _LAG_S / _MOST)))
+    return max(2 + lag, _TO_CLONE if config.scheduler == "pbt" else 0)
 
 
 def unlimited() -> Mapping[str, float]:

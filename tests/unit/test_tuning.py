@@ -505,3 +505,9 @@ def test_selecting_users_takes_their_rows_and_no_others() -> None:
     assert inside.users.tolist() == ["u", "w"]
     assert outside.rows.ids["question"].tolist() == [2, 3, 4]
     assert outside.fold.tolist() == [1]
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({}, 4), ({"checkpoint_s": 0}, 102), ({"checkpoint_s": 1}, 22)])
+def test_the_checkpoint_of_the_last_book_of_trials_outlives_its_driver(settings: dict[str, Any], kept: int) -> None:
+    """A driver killed 20 s after its last snapshot finds there a checkpoint that newer ones have not pushed out."""
+    assert tuning._kept(build(tuning.SearchConfig, settings)) == kept
