@@ -15,7 +15,7 @@ HEADLINES: Final = ("auc", "auc_capped", "accuracy", "log_loss", "brier", "ece")
 
 
 def read_facts(folder: Store, wanted: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
-    """member.json of each member of a run, by family.
+    """member.json of each member of a run, by name.
 
     Raises:
         NotFoundError: the run has no members, or not the wanted ones.
