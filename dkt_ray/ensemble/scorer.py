@@ -32,11 +32,12 @@ class Scores:
     probability: Probabilities  # [M] of the ensemble
     members: dict[str, Probabilities]  # [M] of each member
     unknown: npt.NDArray[np.bool_]  # [M] the training users did not answer this question often enough
+    left_out: tuple[str, ...] = ()  # members that did not answer: the others did, with their weights made 1 again
 
     def take(self, rows: slice | npt.NDArray[np.int64]) -> Scores:
         """The scores of some of the targets."""
         members = {name: column[rows] for name, column in self.members.items()}
-        return Scores(self.probability[rows], members, self.unknown[rows])
+        return replace(self, probability=self.probability[rows], members=members, unknown=self.unknown[rows])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,10 @@
-"""The HTTP API as a FastAPI app around one predictor; knows nothing of Ray.
-
-`answer` is how a request gets its scores: directly in a test, through dynamic batching in a replica.
-"""
+"""The HTTP API as a FastAPI app around the bundles that answer here; knows nothing of Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Query as Parameter
@@ -35,7 +32,15 @@ from dkt_ray.serving.contract import (
 )
 from dkt_ray.serving.predictor import Predictor
 
-Answer = Callable[[Query], Awaitable[Scores]]
+
+class Served(NamedTuple):
+    """A bundle that answers here."""
+
+    predictor: Predictor
+    answer: Callable[[Query], Awaitable[Scores]]  # directly in a test, through dynamic batching in a replica
+
+
+Choose = Callable[[str | None], Served]  # which bundle answers a student; None: the one that the alias points to
 
 DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
@@ -47,12 +52,11 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def build_app(predictor: Predictor, answer: Answer, names_requests: bool = True) -> FastAPI:
-    """Make the app that serves one bundle.
+def build_app(choose: Choose, names_requests: bool = True) -> FastAPI:
+    """Make the app.
 
     Args:
-        predictor: the loaded bundle.
-        answer: scores one query; many may be in flight at once.
+        choose: asked once per request; many may be in flight at once.
         names_requests: whether responses get X-Request-Id here; false where a proxy in front does that.
     """
     app = FastAPI(
@@ -62,18 +66,19 @@ def build_app(predictor: Predictor, answer: Answer, names_requests: bool = True)
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(_scoring(predictor, answer))
-    app.include_router(_reading(predictor, answer))
-    edge.install(app, predictor.version, names_requests)
+    app.include_router(_scoring(choose))
+    app.include_router(_reading(choose))
+    edge.install(app, choose(None).predictor.version, names_requests)
     return app
 
 
-def _scoring(predictor: Predictor, answer: Answer) -> APIRouter:
+def _scoring(choose: Choose) -> APIRouter:
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
-    catalogue = predictor.catalogue
+    catalogue = choose(None).predictor.catalogue
 
     async def predict(request: PredictRequest) -> Response:
         """The probability that the student answers each target right, by the ensemble and by each of its members."""
+        predictor, answer = choose(request.student)
         scores = await answer(query(request, request.targets))
         return _json(
             {
@@ -86,7 +91,8 @@ def _scoring(predictor: Predictor, answer: Answer) -> APIRouter:
 
     async def knowledge_state(request: KnowledgeRequest) -> Response:
         """Mastery per concept: the mean probability over at most three questions that stand for the concept."""
-        probes = catalogue.probes(_concepts(request, catalogue))
+        predictor, answer = choose(request.student)
+        probes = predictor.catalogue.probes(_concepts(request, predictor.catalogue))
         questions = list(dict.fromkeys(question for several in probes.values() for question in several))
         mastered: list[dict[str, Any]] = []
         if questions:
@@ -103,8 +109,9 @@ def _scoring(predictor: Predictor, answer: Answer) -> APIRouter:
     return router
 
 
-def _reading(predictor: Predictor, answer: Answer) -> APIRouter:
+def _reading(choose: Choose) -> APIRouter:
     router = APIRouter()
+    predictor, answer = choose(None)
     rows = predictor.catalogue.rows
 
     @router.get("/v1/models", response_model=ModelsResponse)
@@ -183,4 +190,6 @@ def _knowledge_examples(catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _json(content: dict[str, Any]) -> Response:
-    return Response(to_json(content), media_type="application/json")
+    """JSON; its `model_version`, where it has one, is in the header too."""
+    version = content.get("model_version")
+    return Response(to_json(content), headers=version and {edge.VERSION: version}, media_type="application/json")

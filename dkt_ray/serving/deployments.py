@@ -20,7 +20,7 @@ from dkt_ray.config import Config
 from dkt_ray.errors import DktError
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
-from dkt_ray.serving.api import build_app
+from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.contract import MAX_ROWS
 from dkt_ray.serving.loopback import keep_on_loopback
@@ -87,7 +87,8 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the app is made in the replica, after the bundle was loaded."""
-        return build_app(self._predictor, self._batcher, names_requests=False)  # Serve's proxy does
+        served = Served(self._predictor, self._batcher)
+        return build_app(lambda student: served, names_requests=False)  # Serve's proxy names them
 
     def arguments(self) -> ServeArgs:
         """What this replica runs, its bundle as a digest: what a rollout goes back to."""

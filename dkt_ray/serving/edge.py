@@ -22,6 +22,7 @@ from dkt_ray.serving.contract import FieldError
 
 MAX_BODY: Final = 8 << 20  # bytes
 PROBLEM: Final = "application/problem+json"
+VERSION: Final = "x-model-version"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MAX_NAME: Final = 64  # characters of a field name that an error repeats
 
@@ -36,7 +37,7 @@ class Edge:
     """ASGI middleware: reads a body whole, up to the limit, before anything parses it, and labels every response.
 
     Args:
-        version: the model's version.
+        version: the model's version, for responses that do not name one.
         names_requests: whether responses get X-Request-Id here; false where a proxy in front does that.
     """
 
@@ -60,7 +61,7 @@ class Edge:
                 out = MutableHeaders(raw=message["headers"])
                 if self.names_requests:
                     out["x-request-id"] = request_id
-                out["x-model-version"] = self.version
+                out.setdefault(VERSION, self.version)
                 out["x-content-type-options"] = "nosniff"
                 message["headers"] = out.raw
             await send(message)

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from dkt_ray.data.query import Query
 from dkt_ray.serving import edge
-from dkt_ray.serving.api import build_app
+from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.predictor import Predictor
 from tests import bundles
 
@@ -27,7 +27,7 @@ def client(predictor):
     async def answer(query):
         return predictor.answer([query])[0]
 
-    with TestClient(build_app(predictor, answer), raise_server_exceptions=False) as client:
+    with TestClient(build_app(lambda student: Served(predictor, answer)), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -254,7 +254,8 @@ def test_a_chunked_body_is_not_read_past_the_limit(predictor):
         "path": "/v1/predict",
         "headers": [(b"content-type", b"application/json")],
     }
-    asyncio.run(edge.Edge(build_app(predictor, answer), predictor.version)(scope, receive, send))
+    app = build_app(lambda student: Served(predictor, answer))
+    asyncio.run(edge.Edge(app, predictor.version)(scope, receive, send))
     assert sent[0]["status"] == 413
     assert read == edge.MAX_BODY + (1 << 20)
 
@@ -273,7 +274,7 @@ def test_a_crash_is_a_500_without_details(predictor):
     async def answer(query):
         raise RuntimeError("the secret of the house")
 
-    with TestClient(build_app(predictor, answer), raise_server_exceptions=False) as client:
+    with TestClient(build_app(lambda student: Served(predictor, answer)), raise_server_exceptions=False) as client:
         crashed = post(client, {"targets": ["q"]})
         assert crashed.status_code == 500
         assert crashed.headers["content-type"] == "application/problem+json"
