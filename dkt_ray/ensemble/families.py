@@ -41,7 +41,7 @@ def load_family(folder: Path) -> Model:
     form = read_form(folder)
     if form.get("family") not in FAMILIES:
         raise ConfigError(
-            f"{folder / FORM} holds {form}; this package reads families {', '.join(FAMILIES)}, means and shifts"
+            f"{folder / FORM} holds {form}; this package reads families {', '.join(FAMILIES)}, means, shifts and stacks"
         )
     return FAMILIES[form["family"]].model.load(folder)
 

@@ -39,7 +39,7 @@ from dkt_ray.pipelines.sweep import TRIALS, TRIALS_SCHEMA
 from dkt_ray.pipelines.verdict import CONTENDERS, judge
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.elimination import eliminate, restricted
-from dkt_ray.training.fit import TrainingData, fit
+from dkt_ray.training.fit import fit
 from dkt_ray.training.folds import TrainingUsers, select
 from dkt_ray.training.protocol import Scored, scored_rows
 from dkt_ray.training.resources import Resources, claimed, place
@@ -175,7 +175,7 @@ def without(users: TrainingUsers, fold: int) -> TrainingUsers:
     """The users outside a fold, their folds numbered from 0 again, in order."""
     kept = select(users.split, users.split.fold != fold)
     numbers = np.unique(kept.fold, return_inverse=True)[1].astype(kept.fold.dtype)
-    return TrainingUsers(kept._replace(fold=numbers), users.state)
+    return replace(users, split=kept._replace(fold=numbers))
 
 
 def _choose_and_judge(
@@ -293,8 +293,7 @@ def _eliminate(config: AutomlConfig, users: TrainingUsers, seconds: float, threa
         folds = np.unique(users.split.fold).tolist()
         with claimed(Resources(cpus=max(1, threads))):
             held_out = (users.holding_out(fold)[0] for fold in folds)
-            everyone = TrainingData(users.split.rows, None, users.state)
-            found = eliminate(settings, held_out, everyone, config.drop, seconds / (len(folds) + 1))
+            found = eliminate(settings, held_out, users.everyone, config.drop, seconds / (len(folds) + 1))
         kept, dropped = [*found.columns], [*found.dropped]
     return {"numbers": numbers, "columns": kept, "dropped": dropped}
 

@@ -39,7 +39,7 @@ from dkt_ray.pipelines.stored_chain import BLEND, read_facts, write_chain
 from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.baselines import BASELINES, out_of_fold
-from dkt_ray.training.protocol import Scored, align_members, evaluation_set, locate
+from dkt_ray.training.protocol import Scored, align_members, evaluation_set, locate, oof_key
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,7 @@ def _measure(
     config: EnsembleConfig, dataset: Dataset, folder: Store, facts: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Chain]:
     """Everything that the report holds, and what is served."""
-    scored = {
-        name: Scored.from_table(folder.read_table(f"members/{name}/oof.parquet"), f"member {name}") for name in facts
-    }
+    scored = {name: Scored.from_table(folder.read_table(oof_key(name)), f"member {name}") for name in facts}
     simulator = Simulator.of(config.truth, config.yardstick, config.particles)
     if simulator is not None:
         simulator.check(dataset.manifest)

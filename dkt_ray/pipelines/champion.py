@@ -23,7 +23,7 @@ from dkt_ray.pipelines.staged import Stages
 from dkt_ray.pipelines.stored_chain import read_facts
 from dkt_ray.pipelines.sweep import TuneConfig
 from dkt_ray.storage import Store, open_store
-from dkt_ray.training.protocol import Scored, align_members
+from dkt_ray.training.protocol import Scored, align_members, oof_key
 from dkt_ray.training.selection import SHIFT, STOPPING_FOLD
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def default_of(family: str, facts: Mapping[str, Mapping[str, Any]]) -> str | Non
 
 def _compare(folder: Store, tuned: str, default: str, samples: int, seed: int) -> Estimate:
     """Runs in a Ray worker."""
-    scored = [Scored.from_table(folder.read_table(f"members/{name}/oof.parquet"), name) for name in (tuned, default)]
+    scored = [Scored.from_table(folder.read_table(oof_key(name)), name) for name in (tuned, default)]
     return against_default(scored[0], scored[1], samples, seed)
 
 

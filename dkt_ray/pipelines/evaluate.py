@@ -39,7 +39,7 @@ from dkt_ray.registry.store import Registry
 from dkt_ray.schema import UNKNOWN
 from dkt_ray.storage import Store, open_object, open_store
 from dkt_ray.training.baselines import BASELINES
-from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, locate, scored_rows
+from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, locate, oof_key, scored_rows
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def _of_run(dataset: Dataset, folder: Store, training_users: set[str]) -> Fitted
 
 def _check_users(name: str, folder: Store, training_users: set[str]) -> None:
     """Refuse a member that was fitted on users who are not training users now."""
-    fitted_on = set(folder.read_table(f"members/{name}/oof.parquet", ["user"])["user"].unique().to_pylist())
+    fitted_on = set(folder.read_table(oof_key(name), ["user"])["user"].unique().to_pylist())
     if strangers := fitted_on - training_users:
         raise ConfigError(
             f"member {name} was fitted on {len(strangers)} users who are not training users of the dataset now, e.g. "

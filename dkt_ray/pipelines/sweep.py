@@ -6,6 +6,7 @@ new family or another selection does not repeat the others, and an interrupted r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -14,12 +15,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dkt_ray import __version__
 from dkt_ray.ensemble import member
@@ -30,10 +31,11 @@ from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines.importance import PLOT, draw_importance
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.folds import TrainingUsers, fit_members, is_complete, member_key
+from dkt_ray.training.protocol import Scored, oof_key
 from dkt_ray.training.resources import Resources, place
 from dkt_ray.training.sampling import sampled
 from dkt_ray.training.search import Attempt, FamilySpace
-from dkt_ray.training.selection import Chosen, SelectionConfig, choose, nearest, stale
+from dkt_ray.training.selection import TABLE, Chosen, SelectionConfig, choose, nearest, stacked, stale
 from dkt_ray.training.spaces import Domain, laid_over, within
 from dkt_ray.training.tuning import SearchConfig, TrialResult, nodes, search
 
@@ -112,6 +114,18 @@ class TuneConfig(SearchConfig, SelectionConfig):
                 raise ValueError(f"{family} is no network and reads no rows one by one; leave it out")
         return shifts
 
+    @model_validator(mode="after")
+    def _stacks_networks(self) -> Self:
+        networks = [family for family in self.families if CATALOG[family].view == "sequence"]
+        for name in self.stacked:
+            if name not in networks:
+                raise ValueError(
+                    f"stacked names {name!r}; the networks among families are {', '.join(networks) or 'none'}"
+                )
+        if len(set(self.stacked)) < len(self.stacked):
+            raise ValueError("stacked names a network twice; name each once")
+        return self
+
 
 def run(config: TuneConfig) -> dict[str, Any]:
     """Search, fit and store the members of a run.
@@ -179,8 +193,19 @@ def _sweep(
         for choice in choices:
             folder.delete_prefix(choice.folder)
     left = [choice for choice in choices if not is_complete(choice, folder)]
-    resources = {NEIGHBOURS: Resources(), **resources}
-    fit_members(left, resources, users, dataset.manifest, folder, config.concurrency, config.folds_parallel)
+    fit = functools.partial(
+        fit_members,
+        resources={NEIGHBOURS: Resources(), TABLE: Resources(), **resources},
+        manifest=dataset.manifest,
+        run=folder,
+        concurrency=config.concurrency,
+        parallel=config.folds_parallel,
+    )
+    fit([choice for choice in left if not choice.reads], users=users)
+    for choice in left:
+        if choice.reads:
+            scores = {name: Scored.from_table(folder.read_table(oof_key(name)), name) for name in choice.reads}
+            fit([choice], users=ray.put(everyone.reading(scores)))
     for choice in choices:
         if folder.exists(f"{choice.folder}/{PLOT}"):
             continue
@@ -293,7 +318,9 @@ def _choices(
     for family, space in spaces.items():
         own = trials.filter(pc.equal(trials["digest"], digests[family])).to_pylist()
         choices += choose(family, own, {**space.default, **space.fixed}, config, manifest.fingerprint, whole)
-    return choices + nearest(config, manifest.fingerprint)
+    choices += nearest(config, manifest.fingerprint)
+    default = CATALOG[TABLE].config(**{"seed": config.seed} | config.overrides.get(TABLE, {})).model_dump(mode="json")
+    return choices + stacked(choices, config, default, manifest.fingerprint)
 
 
 def _settle(choices: Sequence[Chosen], families: Sequence[str], folder: Store) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,20 +26,22 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dkt_ray.config import build
-from dkt_ray.data.history import ranges
+from dkt_ray.data.history import Coded, Int32, ranges
 from dkt_ray.ensemble import member
 from dkt_ray.ensemble.families import FAMILIES
+from dkt_ray.ensemble.member import Stacked
 from dkt_ray.ensemble.shift import Shifted
 from dkt_ray.errors import DktError, TrainingError
 from dkt_ray.features.dataset import Manifest, Split
 from dkt_ray.features.encoder import EncoderState
 from dkt_ray.log import progress
 from dkt_ray.metrics import auc
-from dkt_ray.models.base import Model
+from dkt_ray.models.base import Model, Probabilities
+from dkt_ray.models.lgbm import LightGBM
 from dkt_ray.storage import Store
 from dkt_ray.training.fit import fit as fit_model
 from dkt_ray.training.progress import FitResult, TrainingData
-from dkt_ray.training.protocol import OOF_SCHEMA, Scored, evaluation_set, scored_rows
+from dkt_ray.training.protocol import OOF_SCHEMA, Scored, evaluation_set, locate, oof_key, scored_rows
 from dkt_ray.training.resources import Resources, claimed
 from dkt_ray.training.selection import Chosen, Fit, fits_of, startable
 
@@ -55,12 +57,26 @@ class TrainingUsers:
 
     split: Split
     state: EncoderState
+    further: tuple[str, ...] = ()  # numeric columns behind the encoder's
+
+    @property
+    def everyone(self) -> TrainingData:
+        """All users as training data."""
+        return TrainingData(self.split.rows, None, self.state, self.further)
 
     def holding_out(self, fold: int) -> tuple[TrainingData, Split]:
         """Users outside a fold as training data, those inside as validation data and with their names."""
         inside = self.split.fold == fold
         held_out = select(self.split, inside)
-        return TrainingData(select(self.split, ~inside).rows, held_out.rows, self.state), held_out
+        return replace(self.everyone, train=select(self.split, ~inside).rows, valid=held_out.rows), held_out
+
+    def reading(self, scores: Mapping[str, Scored]) -> TrainingUsers:
+        """The same users, whose rows also have the log-odds of members' out-of-fold scores; nan where none is known."""
+        rows, users = self.split.rows, self.split.users
+        owner = np.repeat(np.arange(len(users), dtype=np.int32), np.diff(rows.offsets))
+        columns = [_spread(scored, Coded(owner, users), rows.position) for scored in scores.values()]
+        split = self.split._replace(rows=member.with_log_odds(rows, columns))
+        return replace(self, split=split, further=member.columns_of(tuple(scores)))
 
 
 def member_key(name: str) -> str:
@@ -195,7 +211,7 @@ def _refit(fit: Fit, users: TrainingUsers, resources: Resources, run: Store) -> 
     """Fit on all folds and store the model (runs in a Ray worker)."""
     iterations = iterations_of(fit.choice, run)
     with claimed(resources):
-        model = _fitted(fit, TrainingData(users.split.rows, None, users.state), iterations).model
+        model = _fitted(fit, users.everyone, iterations).model
     _store_model(model, fit, run)
     run.write_json(fit.key, {"iterations": iterations})
 
@@ -217,7 +233,27 @@ def _fitted(fit: Fit, data: TrainingData, iterations: int | None) -> FitResult:
     return fit_model(family, build(FAMILIES[family].config, fit.settings), data, iterations=iterations)
 
 
+def _spread(scored: Scored, user: Coded, position: Int32) -> Probabilities:
+    """The probability of each of a dataset's rows; nan for those that were not scored."""
+    place = locate(user, position, scored)
+    probability = np.full(len(position), np.nan)
+    probability[place[place >= 0]] = scored.probability[place >= 0]
+    return probability
+
+
+def _stacked(booster: Model, names: Sequence[str], run: Store) -> Stacked:
+    """A booster together with the run's members that it reads."""
+    assert isinstance(booster, LightGBM)
+    with tempfile.TemporaryDirectory() as local:
+        folders = [Path(local) / name for name in names]
+        for name, folder in zip(names, folders, strict=True):
+            run.download(f"members/{name}/model", folder)
+        return Stacked(tuple(names), tuple(member.load(folder) for folder in folders), booster)
+
+
 def _store_model(model: Model, fit: Fit, run: Store) -> None:
+    if fit.model is not None and fit.choice.reads:
+        model = _stacked(model, list(fit.choice.reads), run)
     for name, form in zip(fit.choice.names, _forms(model, fit.choice), strict=True):
         if (place := fit.model_of(name)) is not None:
             with tempfile.TemporaryDirectory() as folder:
@@ -254,15 +290,20 @@ def _describe(name: str, choice: Chosen, manifest: Manifest, run: Store) -> None
         "seeds": choice.seeds,
         "served": choice.served,
         "best_iteration": iterations_of(choice, run),
-        "score_us": round(float(np.mean(costs)) * models, 3),
+        "score_us": round(float(np.mean(costs)) * models + _score_us(choice.reads, run), 3),
         "auc": auc(scored.correct[kept], scored.probability[kept]),
         "fingerprint": fingerprint,
         "dataset": manifest.fingerprint,
         "digest": choice.digest,
     }
-    run.write_table(f"members/{name}/oof.parquet", oof.replace_schema_metadata({FINGERPRINT: fingerprint.encode()}))
+    run.write_table(oof_key(name), oof.replace_schema_metadata({FINGERPRINT: fingerprint.encode()}))
     run.write_json(member_key(name), facts | choice.notes_of(name))
     logger.info("%s: out-of-fold auc %.4f", name, facts["auc"])
+
+
+def _score_us(names: Iterable[str], run: Store) -> float:
+    """What the members cost per row together, which one that reads them pays again."""
+    return sum(float(run.read_json(member_key(name))["score_us"]) for name in names)
 
 
 def _mean_of(tables: Sequence[pa.Table]) -> pa.Table:

@@ -22,6 +22,12 @@ class TrainingData:
     train: Rows
     valid: Rows | None
     state: EncoderState
+    further: tuple[str, ...] = ()  # numeric columns behind the encoder's: see ensemble.member.Stacked
+
+    @property
+    def number_names(self) -> tuple[str, ...]:
+        """Names of the rows' numeric columns, in order."""
+        return (*self.state.number_names, *self.further)
 
 
 class Progress(NamedTuple):

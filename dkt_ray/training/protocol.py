@@ -114,6 +114,11 @@ class Scored:
         return scored
 
 
+def oof_key(name: str) -> str:
+    """Key of a member's out-of-fold scores."""
+    return f"members/{name}/oof.parquet"
+
+
 def scored_rows(rows: Rows, users: Strings, fold: Int8, probability: Floats) -> Scored:
     """The rows with a known answer and their scores, in the order of an out-of-fold table.
 

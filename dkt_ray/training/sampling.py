@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -33,4 +34,4 @@ def sampled(users: TrainingUsers, share: float, seed: int) -> TrainingUsers:
             f"sample is {share:g}, which leaves no user of fold {lost[0]} ({len(users.split.users)} users in all); "
             "raise it, or leave it out"
         )
-    return TrainingUsers(select(users.split, chosen), users.state)
+    return replace(users, split=select(users.split, chosen))

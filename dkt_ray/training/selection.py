@@ -1,7 +1,8 @@
 """From trials to members: which settings of which family are fitted, under which names, and what each fit of them is.
 
 A member is named after its family: `lstm` is the family's best trial, `lstm-2` the second best, `lstm-default` the
-family's default settings, and `lstm-shift` the shift form of `lstm`, made of the same fits.
+family's default settings, and `lstm-shift` the shift form of `lstm`, made of the same fits; `lightgbm-stacked` reads
+what others say.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Final, Literal
 
@@ -23,6 +24,8 @@ from dkt_ray.errors import TrainingError
 
 Served = Literal["refit", "folds"]
 
+TABLE: Final = "lightgbm"  # the family that stacks
+STACKED_TABLE: Final = f"{TABLE}-stacked"  # the LightGBM that reads other members
 DEFAULT: Final = "default"  # origin of a member that no trial stands for, and the end of its name
 SHIFT: Final = "shift"  # the end of the name of a member's shift form
 STOPPING_FOLD: Final = 0  # where the number of iterations is found, as in the trials
@@ -44,6 +47,9 @@ class SelectionConfig(Config):
     without one more of the oldest rows; no further fit, but another count fits anew."""
     neighbours: NeighboursConfig | None = None
     """Also make the member `neighbours`, the mean answer of the nearest training rows: {} or, e.g., {k: 32}."""
+    stacked: tuple[str, ...] = ()
+    """Networks whose out-of-fold log-odds are further columns of one more LightGBM, e.g. [saint, lstm]: the member
+    `lightgbm-stacked`, with the settings of the run's best `lightgbm`, or else the family's default ones."""
     folds_parallel: bool = True
     """Fit the folds of a member at the same time; false: in turn, to the same scores."""
 
@@ -63,6 +69,7 @@ class Chosen:
     seeds: int = 1
     served: Served = "refit"
     shifts: int = 1  # of the shift form beside the member; 1: none
+    reads: Mapping[str, str] = field(default_factory=dict)  # members whose log-odds are columns, and their digests
 
     @property
     def digest(self) -> str:
@@ -73,6 +80,8 @@ class Chosen:
         }
         if self.shifts > 1:
             facts["shifts"] = self.shifts
+        if self.reads:
+            facts["reads"] = dict(self.reads)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -214,6 +223,32 @@ def nearest(config: SelectionConfig, dataset: str) -> list[Chosen]:
     return [Chosen(NEIGHBOURS, NEIGHBOURS, settings, 1, dataset, seeds=config.seeds, served=config.served)]
 
 
+def stacked(
+    choices: Sequence[Chosen], config: SelectionConfig, default: Mapping[str, Any], dataset: str
+) -> list[Chosen]:
+    """The member `lightgbm-stacked`, if it is wanted; its rounds are found anew, for its columns are others.
+
+    Args:
+        choices: the other members, those that it reads among them.
+        default: LightGBM's default settings, with those that are fixed.
+    """
+    if not config.stacked:
+        return []
+    by_name = {choice.name: choice for choice in choices}
+    settings = by_name[TABLE].settings if TABLE in by_name else default
+    reads = {name: by_name[name].digest for name in config.stacked}
+    return [
+        Chosen(
+            *(STACKED_TABLE, TABLE, settings, None, dataset),
+            origin=f"{TABLE} on {', '.join(reads)}",
+            default=False,
+            seeds=config.seeds,
+            served=config.served,
+            reads=reads,
+        )
+    ]
+
+
 def stale(there: Collection[str], families: Collection[str], choices: Sequence[Chosen]) -> list[str]:
     """Names of members of the families that an earlier selection made and this one does not want.
 
@@ -223,7 +258,8 @@ def stale(there: Collection[str], families: Collection[str], choices: Sequence[C
         choices: the members that are wanted.
     """
     wanted = {name for choice in choices for name in choice.names}
-    return sorted(name for name in set(there) - wanted if name.partition("-")[0] in families)
+    ours = {*families, STACKED_TABLE}
+    return sorted(name for name in set(there) - wanted if name.partition("-")[0] in ours or name in ours)
 
 
 def fits_of(choices: Sequence[Chosen], folds: int) -> list[Fit]:

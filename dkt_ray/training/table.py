@@ -64,7 +64,7 @@ def train(
     """
     assert isinstance(config, LightGBMConfig)
     rounds = iterations or config.rounds
-    columns = Columns(config, data.state.number_names)
+    columns = Columns(config, data.number_names)
     booster, validated = _booster(config, columns, data)
     curve: list[Progress] = []
     best: Progress | None = None

@@ -11,15 +11,18 @@ import pytest
 
 from dkt_ray.config import build
 from dkt_ray.ensemble import member
-from dkt_ray.ensemble.member import Mean
+from dkt_ray.ensemble.member import Mean, Stacked, with_log_odds
 from dkt_ray.ensemble.neighbours import Neighbours, NeighboursConfig
 from dkt_ray.ensemble.shift import Shifted
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset
+from dkt_ray.models.lgbm import LightGBMConfig
 from dkt_ray.pipelines import sweep
 from dkt_ray.storage import Store, open_store
+from dkt_ray.training.fit import fit
 from dkt_ray.training.folds import TrainingUsers
 from dkt_ray.training.protocol import Scored
+from dkt_ray.training.selection import STACKED_TABLE
 from tests.sweep_data import FOLDS, SMALL, prepared
 
 __all__ = ["prepared"]  # a fixture
@@ -28,12 +31,12 @@ FAMILY = "lstm_attention"
 
 
 def tune(store: str, **settings: Any) -> dict[str, Any]:
-    overrides = {FAMILY: SMALL[FAMILY] | {"epochs": 1, "width": 8}}
+    overrides = {FAMILY: SMALL[FAMILY] | {"epochs": 1, "width": 8}, "lightgbm": SMALL["lightgbm"]}
     fixed = {"store": store, "run": "special", "trials": 1, "families": [FAMILY], "overrides": overrides}
     return sweep.run(build(sweep.TuneConfig, fixed | settings))
 
 
-SPECIAL = {"shifts": {FAMILY: 2}, "neighbours": {"k": 5}, "served": "folds"}
+SPECIAL = {"shifts": {FAMILY: 2}, "neighbours": {"k": 5}, "stacked": [FAMILY], "served": "folds"}
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +67,14 @@ def oof(store: str, name: str) -> Scored:
 
 
 def test_they_are_members_like_any_other(prepared, made):
-    assert list(made["members"]) == [FAMILY, f"{FAMILY}-shift", "neighbours"]
+    assert list(made["members"]) == [FAMILY, f"{FAMILY}-shift", "neighbours", "lightgbm-stacked"]
     facts = {name: run_of(prepared).read_json(f"members/{name}/member.json") for name in made["members"]}
     assert {name: fact["auc"] for name, fact in facts.items()} == made["members"]
-    assert [fact["family"] for fact in facts.values()] == [FAMILY, FAMILY, "neighbours"]
+    assert [fact["family"] for fact in facts.values()] == [FAMILY, FAMILY, "neighbours", "lightgbm"]
     assert len({fact["fingerprint"] for fact in facts.values()}) == 1
-    assert [fact["default"] for fact in facts.values()] == [True, False, True]
+    assert [fact["default"] for fact in facts.values()] == [True, False, True, False]
     assert all(fact["score_us"] > 0 for fact in facts.values())
+    assert facts["lightgbm-stacked"]["score_us"] > facts[FAMILY]["score_us"]  # it asks the network anew
     assert tune(prepared, **SPECIAL)["reused"] is True
 
 
@@ -95,6 +99,32 @@ def test_neighbours_are_users_of_other_folds(prepared, made, users, tmp_path):
         np.testing.assert_array_equal(found.probability[found.fold == fold], score)
         flipped = replace(held_out.rows, correct=(1 - held_out.rows.correct).astype(np.int8))
         np.testing.assert_array_equal(part.score(flipped, flipped), score)
+
+
+def test_a_stack_is_fitted_on_out_of_fold_log_odds_of_other_folds_only(prepared, made, users, tmp_path):
+    served, found, network = (
+        load(prepared, STACKED_TABLE, tmp_path),
+        oof(prepared, STACKED_TABLE),
+        oof(prepared, FAMILY),
+    )
+    reading = users.reading({FAMILY: network})
+    facts = run_of(prepared).read_json(f"members/{STACKED_TABLE}/member.json")
+    for fold, part in enumerate(served.parts):
+        assert isinstance(part, Stacked)
+        data, held_out = reading.holding_out(fold)
+        config = build(LightGBMConfig, facts["config"])
+        again = fit("lightgbm", config, replace(data, valid=None), iterations=facts["best_iteration"]).model
+        score = again.score(held_out.rows, held_out.rows)
+        np.testing.assert_array_equal(found.probability[found.fold == fold], score)
+        rows = users.holding_out(fold)[1].rows  # without the columns: served, it asks the networks itself
+        p = part.parts[0].score(rows, rows)
+        np.testing.assert_array_equal(part.score(rows, rows), again.score(rows, with_log_odds(rows, [p])))
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "saint", "gru"])
+def test_a_stack_on_what_is_no_network_of_the_run_is_refused(name, prepared):
+    with pytest.raises(ConfigError, match=f"stacked names '{name}'; the networks among families are {FAMILY}"):
+        tune(prepared, stacked=[name])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from dkt_ray.errors import TrainingError
 from dkt_ray.pipelines import sweep
 from dkt_ray.storage import open_store
 from dkt_ray.training.folds import member_key
-from dkt_ray.training.selection import Chosen, Fit, SelectionConfig, choose, fits_of, stale, startable
+from dkt_ray.training.selection import Chosen, Fit, SelectionConfig, choose, fits_of, stacked, stale, startable
 
 DEFAULT = {"width": 64, "seed": 0}
 CHOSEN = Chosen("lstm", "lstm", DEFAULT, 3, "data")
@@ -108,6 +108,25 @@ def test_a_shift_form_is_a_member_beside_its_own() -> None:
     assert stale(["lstm", "lstm-shift"], ["lstm"], [shifted]) == []
     assert stale(["lstm", "lstm-shift"], ["lstm"], [CHOSEN]) == ["lstm-shift"]
     assert [fit.model_of("lstm-shift") for fit in fits_of([shifted], 2)] == ["members/lstm-shift/model", None, None]
+
+
+def test_a_stack_takes_the_settings_of_the_best_lightgbm_and_hangs_on_what_it_reads() -> None:
+    config = SelectionConfig(stacked=("lstm",), seeds=2)
+    table = replace(CHOSEN, name="lightgbm", family="lightgbm", settings={"rounds": 7})
+    (found,) = stacked([CHOSEN, table], config, {"rounds": 800}, "data")
+    assert (found.name, found.family, found.settings, found.iterations) == (
+        "lightgbm-stacked",
+        "lightgbm",
+        {"rounds": 7},
+        None,
+    )
+    assert (found.reads, found.origin, found.seeds) == ({"lstm": CHOSEN.digest}, "lightgbm on lstm", 2)
+    (other,) = stacked([replace(CHOSEN, iterations=99)], config, {"rounds": 7}, "data")
+    assert other.settings == found.settings
+    assert other.digest != found.digest
+    assert stacked([CHOSEN], SelectionConfig(), {}, "data") == []
+    assert stale(["lightgbm", "lightgbm-stacked"], ["lstm"], [CHOSEN]) == ["lightgbm-stacked"]
+    assert stale(["lightgbm-stacked"], ["lstm"], [found]) == []
 
 
 def test_members_of_the_families_that_are_not_wanted_any_more_are_stale() -> None:
