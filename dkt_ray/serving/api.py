@@ -28,9 +28,9 @@ from dkt_ray.serving.contract import (
     PredictRequest,
     PredictResponse,
     Target,
-    query,
 )
 from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.requests import query
 
 
 class Served(NamedTuple):

@@ -1,7 +1,6 @@
 """The HTTP API against a real small bundle, without Ray: answers, limits, and what each bad request is told."""
 
 import asyncio
-import json
 from http import HTTPStatus
 
 import numpy as np
@@ -11,38 +10,8 @@ from fastapi.testclient import TestClient
 from dkt_ray.data.query import Query
 from dkt_ray.serving import edge
 from dkt_ray.serving.api import Served, build_app
-from dkt_ray.serving.predictor import Predictor
 from tests import bundles
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundle")
-    bundles.build(folder / "bundle", bundles.save_members(folder / "members"))
-    return Predictor.load(folder / "bundle")
-
-
-@pytest.fixture(scope="module")
-def client(predictor):
-    async def answer(query):
-        return predictor.answer([query])[0]
-
-    with TestClient(build_app(lambda student: Served(predictor, answer)), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def known(predictor):
-    return [row["question"] for row in predictor.catalogue.rows]
-
-
-def post(client, body, path="/v1/predict", **headers):
-    content = body if isinstance(body, bytes | str) else json.dumps(body)
-    return client.post(path, content=content, headers={"content-type": "application/json"} | headers)
-
-
-def event(question="q", correct=1, **more):
-    return {"question": question, "correct": correct} | more
+from tests.requests import event, post
 
 
 def test_answers_equal_the_predictors_own(client, predictor, known):

@@ -8,20 +8,12 @@ import pytest
 from dkt_ray.data.history import Histories
 from dkt_ray.data.query import Query, gather
 from dkt_ray.serving import predictor as serving
-from dkt_ray.serving.predictor import Predictor
 from tests import bundles
 
 
 @pytest.fixture(scope="module")
 def world():
     return bundles.world()
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundle")
-    bundles.build(folder / "bundle", bundles.save_members(folder / "members"))
-    return Predictor.load(folder / "bundle")
 
 
 def query_of(histories: Histories, user: int, targets: list[str], timed: bool = True) -> Query:

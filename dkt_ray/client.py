@@ -1,0 +1,219 @@
+"""A typed client of the HTTP API: one deadline over all tries, which calls may have since every one of them only reads.
+
+    with Client(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]) as client:
+        client.predict(["A010001003"], history=[{"question": "A010001001", "correct": 1}]).predictions[0].probability
+
+A try that ends with a broken connection or an error on the server's side is made again, at the next address where there
+are several, after a random pause that grows.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from http import HTTPStatus
+from itertools import count
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from dkt_ray.errors import ConfigError, DktError
+from dkt_ray.serving.contract import (
+    CatalogueResponse,
+    Event,
+    Health,
+    KnowledgeResponse,
+    ModelsResponse,
+    PredictResponse,
+    Target,
+)
+
+DEADLINE: Final = "x-request-deadline-ms"  # of this try: a server need not finish what nobody waits for
+RETRIED: Final = {408, 429, 500, 502, 503, 504}
+PAUSE_S: Final = 0.1  # the longest pause after the first failure; it doubles with each
+LONGEST_PAUSE_S: Final = 2.0
+
+Events = Sequence[Event | Mapping[str, Any]]
+Targets = Sequence[str | Target | Mapping[str, Any]]
+Reply = TypeVar("Reply", bound=BaseModel)
+
+
+class RefusedError(DktError):
+    """The service refuses the request as it is: sending it again does not help.
+
+    Attributes:
+        status: HTTP status.
+        errors: the fields at fault: {"pointer", "message", "found"}.
+        request_id: under which the service's log has it.
+    """
+
+    def __init__(self, status: int, detail: str, errors: Sequence[Mapping[str, str]], request_id: str) -> None:
+        super().__init__(f"the service refused the request ({status}): {detail}")
+        self.status = status
+        self.errors = list(errors)
+        self.request_id = request_id
+
+
+class UnavailableError(DktError):
+    """No answer within the deadline.
+
+    Attributes:
+        tries: how often the request was sent.
+        request_id: the same for all tries.
+    """
+
+    def __init__(self, reason: str, deadline_s: float, tries: int, request_id: str) -> None:
+        super().__init__(
+            f"no answer within {deadline_s:g} s, {tries} tries; the last one: {reason}; "
+            "check that the service runs at these addresses, or give a longer deadline_s"
+        )
+        self.tries = tries
+        self.request_id = request_id
+
+
+class Client:
+    """Asks a service of one or several addresses; may be shared by threads.
+
+    Args:
+        urls: base addresses of the same service, the preferred one first.
+        deadline_s: for one call, all tries and pauses together.
+        try_s: for one try: a node that hangs must not take the whole deadline.
+        headers: sent with every request.
+        transport: instead of the network, for tests.
+
+    Raises:
+        ConfigError: no address, one without http:// or https://, or no time.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] = "http://127.0.0.1:8000",
+        deadline_s: float = 15.0,
+        try_s: float = 5.0,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
+        if not self._urls or not all(url.startswith(("http://", "https://")) for url in self._urls):
+            raise ConfigError(f"urls are {self._urls}; give addresses like http://127.0.0.1:8000")
+        if min(deadline_s, try_s) <= 0:
+            raise ConfigError(f"deadline_s is {deadline_s:g}, try_s {try_s:g}; both must be above 0")
+        self._preferred = 0
+        self._deadline_s = deadline_s
+        self._try_s = try_s
+        given = {"content-type": "application/json"} | dict(headers or {})
+        self._http = httpx.Client(headers=given, transport=transport, trust_env=False)
+
+    def predict(
+        self,
+        targets: Targets,
+        history: Events = (),
+        *,
+        student: str | None = None,
+        at: datetime | None = None,
+    ) -> PredictResponse:
+        """Probability of a right answer to each target after the history."""
+        return self._post("/v1/predict", PredictResponse, _student(history, student, at) | {"targets": list(targets)})
+
+    def knowledge_state(
+        self,
+        history: Events = (),
+        *,
+        student: str | None = None,
+        at: datetime | None = None,
+        concepts: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> KnowledgeResponse:
+        """Mastery per concept."""
+        body = _student(history, student, at) | _given(concepts=concepts, limit=limit)
+        return self._post("/v1/knowledge-state", KnowledgeResponse, body)
+
+    def models(self) -> ModelsResponse:
+        """The bundle that answers."""
+        return self._ask("GET", "/v1/models", ModelsResponse)
+
+    def questions(self, limit: int = 100) -> CatalogueResponse:
+        """The questions that the model knows, the most answered first."""
+        return self._ask("GET", f"/v1/questions?limit={limit}", CatalogueResponse)
+
+    def ready(self) -> Health:
+        """The service has its bundle loaded and answers."""
+        return self._ask("GET", "/readyz", Health)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, path: str, reply: type[Reply], body: Mapping[str, Any]) -> Reply:
+        return self._ask("POST", path, reply, to_json(body))
+
+    def _ask(self, method: str, path: str, reply: type[Reply], content: bytes | None = None) -> Reply:
+        """One call, as often as it takes.
+
+        Raises:
+            RefusedError: the request is wrong.
+            UnavailableError: no answer within the deadline.
+        """
+        request_id = uuid.uuid4().hex
+        end = time.monotonic() + self._deadline_s
+        for tried in count(1):
+            try_s = max(0.001, min(self._try_s, end - time.monotonic()))
+            asked_at, wait_s = self._preferred, 0.0
+            headers = {DEADLINE: str(math.ceil(1000 * try_s)), "x-request-id": request_id}
+            try:
+                url = self._urls[asked_at] + path
+                answer = self._http.request(method, url, content=content, headers=headers, timeout=try_s)
+                if answer.is_success:
+                    return reply.model_validate_json(answer.content)
+                if answer.status_code not in RETRIED:
+                    raise _refused(answer, request_id)
+                reason, wait_s = f"{answer.status_code} from {url}", _retry_after(answer)
+            except httpx.RequestError as error:
+                reason = f"{type(error).__name__} at {self._urls[asked_at]}"
+            self._preferred = (asked_at + 1) % len(self._urls)
+            if tried < len(self._urls):
+                wait_s = 0.0  # the next address may have nothing to do
+            else:
+                wait_s += random.uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (tried - len(self._urls))))
+            if time.monotonic() + wait_s >= end:
+                raise UnavailableError(reason, self._deadline_s, tried, request_id)
+            time.sleep(wait_s)
+        raise AssertionError("the tries have no end but the deadline")
+
+
+def _student(history: Events, student: str | None, at: datetime | None) -> dict[str, Any]:
+    return {"history": list(history)} | _given(student=student, at=at)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """The fields that have a value: the others keep the service's defaults."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _refused(answer: httpx.Response, request_id: str) -> RefusedError:
+    """The problem's own words (RFC 9457) where it has them."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = None
+    known = problem if isinstance(problem, dict) else {}
+    detail = known.get("detail") or HTTPStatus(answer.status_code).phrase
+    return RefusedError(answer.status_code, detail, known.get("errors", ()), known.get("request_id", request_id))
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds that the service asks to wait; 0 where it does not say, or names a date."""
+    given = answer.headers.get("retry-after", "")
+    return float(given) if given.isdecimal() else 0.0

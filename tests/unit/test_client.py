@@ -1,0 +1,194 @@
+"""The client: what it sends, what it tries again and when it gives up; a clock that only its pauses move."""
+
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from dkt_ray import client as module
+from dkt_ray.client import Client, RefusedError, UnavailableError
+from dkt_ray.errors import ConfigError
+from tests.requests import post
+
+ANSWER = {"status": "ready"}
+
+
+class Service:
+    """Plays the given outcomes one after another, the last one for ever, and keeps what it was sent."""
+
+    def __init__(self, clock, *outcomes, takes_s=0.0):
+        self.clock, self.outcomes, self.takes_s, self.seen = clock, list(outcomes), takes_s, []
+
+    def __call__(self, request):
+        self.seen.append(request)
+        self.clock.now += self.takes_s
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def client(self, urls="http://a", **settings):
+        return Client(urls, transport=httpx.MockTransport(self), **settings)
+
+    @property
+    def hosts(self):
+        return [request.url.host for request in self.seen]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0, pauses=[])
+
+    def sleep(seconds):
+        clock.pauses.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    return clock
+
+
+def ready():
+    return httpx.Response(200, json=ANSWER)
+
+
+FAILURES = [
+    httpx.ConnectError("refused"),
+    httpx.ReadError("reset"),
+    httpx.RemoteProtocolError("closed in the middle of an answer"),
+    httpx.ReadTimeout("slow"),
+    *(httpx.Response(status) for status in (408, 429, 500, 502, 503, 504)),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+def test_what_may_pass_is_tried_again_as_the_same_request(clock, failure):
+    service = Service(clock, failure, failure, ready())
+    assert service.client().ready().status == "ready"
+    assert len(service.seen) == 3
+    assert len({request.headers["x-request-id"] for request in service.seen}) == 1
+    assert len(clock.pauses) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 415, 422])
+def test_what_is_wrong_is_said_at_once_with_the_field(clock, status):
+    problem = {"detail": "/targets: is missing", "errors": [{"pointer": "/targets"}], "request_id": "abc"}
+    service = Service(clock, httpx.Response(status, json=problem))
+    with pytest.raises(RefusedError, match=f"{status}.*/targets: is missing") as caught:
+        service.client().predict([])
+    assert (caught.value.status, caught.value.errors, caught.value.request_id) == (status, problem["errors"], "abc")
+    assert len(service.seen) == 1
+
+
+def test_a_refusal_that_is_no_problem_is_said_too(clock):
+    with pytest.raises(RefusedError, match=r"404.*Not Found"):
+        Service(clock, httpx.Response(404, text="<html>")).client().ready()
+
+
+def test_the_deadline_covers_tries_and_pauses_and_each_try_is_told_its_share(clock):
+    service = Service(clock, httpx.ReadTimeout("slow"), takes_s=2.0)
+    with pytest.raises(UnavailableError, match=r"within 7 s, .*ReadTimeout at http://a") as caught:
+        service.client(deadline_s=7, try_s=2).ready()
+    assert clock.now <= 100 + 7 + 2
+    assert caught.value.tries == len(service.seen) >= 3
+    shares = [int(request.headers["x-request-deadline-ms"]) for request in service.seen]
+    assert shares[0] == 2000
+    assert shares == sorted(shares, reverse=True)
+    assert [request.extensions["timeout"]["read"] * 1000 for request in service.seen] == pytest.approx(shares, abs=1)
+
+
+def test_pauses_grow_and_are_as_long_as_the_service_asks(clock, monkeypatch):
+    monkeypatch.setattr(module.random, "uniform", lambda low, high: high)
+    Service(clock, *[httpx.ConnectError("refused")] * 6, ready()).client().ready()
+    assert clock.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
+    clock.pauses.clear()
+    Service(clock, httpx.Response(429, headers={"retry-after": "3"}), ready()).client().ready()
+    assert clock.pauses == [3.1]
+    with pytest.raises(UnavailableError, match="429"):  # at once: it would be too late
+        Service(clock, httpx.Response(429, headers={"retry-after": "60"})).client().ready()
+    assert len(clock.pauses) == 1
+
+
+def test_the_next_address_is_tried_without_a_pause_and_kept(clock):
+    service = Service(clock, httpx.ConnectError("refused"), ready())
+    client = service.client(["http://a", "http://b"])
+    client.ready()
+    client.ready()
+    assert service.hosts == ["a", "b", "b"]
+    assert clock.pauses == [0.0]
+
+
+def test_dead_addresses_are_tried_in_turn(clock):
+    service = Service(clock, httpx.ConnectError("refused"))
+    with pytest.raises(UnavailableError):
+        service.client(["http://a", "http://b"], deadline_s=1).ready()
+    assert service.hosts[:4] == ["a", "b", "a", "b"]
+
+
+def test_fields_that_are_not_given_are_not_sent(clock):
+    service = Service(clock, httpx.Response(422, json={}))
+    history = [{"question": "q", "correct": 1}]
+    with pytest.raises(RefusedError):
+        service.client(headers={"x-api-key": "k"}).predict(["a"], history, student="s")
+    assert json.loads(service.seen[0].content) == {"history": history, "targets": ["a"], "student": "s"}
+    assert service.seen[0].headers["x-api-key"] == "k"
+
+
+@pytest.mark.parametrize("settings", [{"urls": []}, {"urls": "127.0.0.1:8000"}, {"deadline_s": 0}, {"try_s": -1}])
+def test_settings_that_cannot_work_are_refused(settings):
+    with pytest.raises(ConfigError):
+        Client(**settings)
+
+
+def test_the_package_gives_the_client_and_is_imported_without_it():
+    probe = "import sys, dkt_ray; assert 'httpx' not in sys.modules; dkt_ray.Client; "
+    probe += "assert not {'ray', 'torch', 'fastapi', 'numpy', 'pyarrow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", probe], check=True)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def connected(client, monkeypatch):
+    """The package's own client, connected to the app."""
+
+    def forward(request):
+        path = request.url.raw_path.decode()
+        answer = client.request(request.method, path, content=request.content, headers=dict(request.headers))
+        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+    monkeypatch.setattr(module, "Client", partial(Client, transport=httpx.MockTransport(forward)))
+    return module.Client()
+
+
+def test_the_client_reads_what_the_api_says(connected, predictor, known):
+    history = [{"question": known[0], "correct": 1, "timestamp": datetime(2026, 3, 2, 16, tzinfo=UTC)}]
+    answer = connected.predict([known[1], "new"], history, at=datetime(2026, 3, 2, 17, tzinfo=UTC))
+    assert [each.unknown_question for each in answer.predictions] == [False, True]
+    assert connected.knowledge_state(history, limit=3).concepts[0].probes
+    assert connected.models().model_version == connected.questions().model_version == predictor.version
+    assert connected.ready().status == "ready"
+    with pytest.raises(RefusedError) as caught:
+        connected.predict([known[0], 1.5])
+    assert caught.value.errors[0]["pointer"] == "/targets/1/question"
+
+
+def test_the_python_of_the_readme_runs(connected, capsys):
+    [snippet] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(snippet, {})
+    assert 0 < float(capsys.readouterr().out.split()[0]) < 1
+
+
+def test_the_curl_lines_of_the_readme_are_answered(client):
+    curl = r"curl -s http://127.0.0.1:8000(\S+) -H 'Content-Type: application/json' -d '(.*?)'"
+    lines = re.findall(curl, README, re.DOTALL)
+    assert lines
+    for path, body in lines:
+        assert post(client, body, path).status_code == 200
