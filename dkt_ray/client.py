@@ -117,9 +117,11 @@ class Client:
         *,
         student: str | None = None,
         at: datetime | None = None,
+        explain: bool | None = None,
     ) -> PredictResponse:
         """Probability of a right answer to each target after the history."""
-        return self._post("/v1/predict", PredictResponse, _student(history, student, at) | {"targets": list(targets)})
+        body = _student(history, student, at) | _given(targets=list(targets), explain=explain)
+        return self._post("/v1/predict", PredictResponse, body)
 
     def knowledge_state(
         self,

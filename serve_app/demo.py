@@ -68,7 +68,7 @@ class Service:
         if (at := page.asked_at(answers)) is not None:
             student["at"] = at
         prediction, knowledge = await asyncio.gather(
-            self._call("POST", "/v1/predict", student | {"targets": list(targets)}),
+            self._call("POST", "/v1/predict", student | {"targets": list(targets), "explain": True}),
             self._call("POST", "/v1/knowledge-state", student | {"limit": page.MAX_CONCEPTS}),
         )
         return page.read_future(prediction, knowledge)

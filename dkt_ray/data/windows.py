@@ -110,7 +110,16 @@ def context_blocks(user: Int64, position: Int64, context: int) -> tuple[Int64, I
     block = position // context
     changes = np.flatnonzero((user[1:] != user[:-1]) | (block[1:] != block[:-1])) + 1
     first = np.concatenate([np.zeros(min(len(user), 1), np.int64), changes])
-    return first, np.maximum(block[first] - 1, 0) * context
+    return first, sees_from(position[first], context)
+
+
+def sees_from(position: Int64, context: int) -> Int64:
+    """First position that rows at the given ones see under the context rule.
+
+    >>> sees_from(np.array([0, 199, 200, 350]), 100)
+    array([  0,   0, 100, 200])
+    """
+    return np.maximum(position // context - 1, 0) * context
 
 
 def context_segments(lengths: Int64, context: int) -> Segments:

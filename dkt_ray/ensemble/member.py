@@ -39,6 +39,11 @@ class Mean(Model):
             total += part.score(past, targets)
         return total / len(self.parts)
 
+    @property
+    def contexts(self) -> frozenset[int]:
+        """Those of all parts; see `Model.contexts`."""
+        return frozenset().union(*(part.contexts for part in self.parts))
+
     def check(self, numbers: Sequence[str]) -> None:
         """Refuse an encoder that one of the models does not know; see `Model.check`."""
         for part in self.parts:

@@ -63,6 +63,11 @@ class Shifted(Model):
         each = [self.network.score_segments(past, targets, shortened(parts, s)) for s in range(len(self.weights))]
         return blend(np.stack(each, axis=1), self.weights)
 
+    @property
+    def contexts(self) -> frozenset[int]:
+        """The network's; see `Model.contexts`."""
+        return self.network.contexts
+
     def check(self, numbers: Sequence[str]) -> None:
         """Refuse an encoder that the network does not know; see `Model.check`."""
         self.network.check(numbers)

@@ -48,6 +48,11 @@ class Model(ABC):
             [targets.rows] probabilities, equal to scoring each target alone.
         """
 
+    @property
+    def contexts(self) -> frozenset[int]:
+        """C of the networks in it, which read past rows one by one under the context rule; empty: there is none."""
+        return frozenset()
+
     def check(self, numbers: Sequence[str]) -> None:
         """Refuse an encoder whose numeric columns are not those of the fit.
 

@@ -122,6 +122,11 @@ class Network(nn.Module, Model):
         return batch.correct.new_zeros(())
 
     @property
+    def contexts(self) -> frozenset[int]:
+        """Its own context; see `Model.contexts`."""
+        return frozenset({self.config.context})
+
+    @property
     def numbers(self) -> int:
         """F: how many numeric columns the network reads."""
         return len(self.scale.mean) if self.config.numbers else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -15,7 +15,7 @@ from dkt_ray import __version__
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.registry.catalogue import Catalogue
-from dkt_ray.serving import edge
+from dkt_ray.serving import edge, replies
 from dkt_ray.serving import predictor as scoring
 from dkt_ray.serving.contract import (
     MAX_CATALOGUE,
@@ -77,28 +77,19 @@ def _scoring(choose: Choose) -> APIRouter:
     catalogue = choose(None).predictor.catalogue
 
     async def predict(request: PredictRequest) -> Response:
-        """The probability that the student answers each target right, by the ensemble and by each of its members."""
+        """The probability that the student answers each target right."""
         predictor, answer = choose(request.student)
         scores = await answer(query(request, request.targets))
-        return _json(
-            {
-                "model_version": predictor.version,
-                "cold_start": not request.history,
-                "weights": predictor.weights,
-                "predictions": _predictions(request.targets, scores),
-            }
-        )
+        return _json(replies.predicted(predictor, request, scores))
 
     async def knowledge_state(request: KnowledgeRequest) -> Response:
         """Mastery per concept: the mean probability over at most three questions that stand for the concept."""
         predictor, answer = choose(request.student)
         probes = predictor.catalogue.probes(_concepts(request, predictor.catalogue))
         questions = list(dict.fromkeys(question for several in probes.values() for question in several))
-        mastered: list[dict[str, Any]] = []
-        if questions:
-            scores = await answer(query(request, [Target(question=question) for question in questions]))
-            mastered = [each._asdict() for each in scoring.mastery(probes, questions, scores)]
-        return _json({"model_version": predictor.version, "cold_start": not request.history, "concepts": mastered})
+        scores = await answer(query(request, [Target(question=question) for question in questions]))
+        mastered = [each._asdict() for each in scoring.mastery(probes, questions, scores)]
+        return _json(replies.about(predictor, request, scores) | {"concepts": mastered})
 
     for path, endpoint, response, examples in (
         ("/predict", predict, PredictResponse, _predict_examples(catalogue)),
@@ -141,21 +132,6 @@ def _reading(choose: Choose) -> APIRouter:
 
     page = (resources.files("dkt_ray.serving") / "docs.html").read_text(encoding="utf-8")
     return router
-
-
-def _predictions(targets: Sequence[Target], scores: Scores) -> list[dict[str, Any]]:
-    families = list(scores.members)
-    members = zip(*(scores.members[family].tolist() for family in families), strict=True)
-    columns = zip(targets, scores.probability.tolist(), members, scores.unknown.tolist(), strict=True)
-    return [
-        {
-            "question": target.question,
-            "probability": probability,
-            "members": dict(zip(families, each, strict=True)),
-            "unknown_question": unknown,
-        }
-        for target, probability, each, unknown in columns
-    ]
 
 
 def _concepts(request: KnowledgeRequest, catalogue: Catalogue) -> list[str]:

@@ -79,13 +79,14 @@ class StudentRequest(Part):
 
     student: Identifier | None = Field(None, description="not used for scoring and not stored")
     history: History = []
-    at: datetime | None = Field(None, description="when the targets are shown")
+    at: datetime | None = Field(None, description="when the targets are shown; of use where the history has times")
 
 
 class PredictRequest(StudentRequest):
     """A student and the questions to be scored."""
 
     targets: Annotated[list[AnyTarget], Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)]
+    explain: bool = Field(False, description="also say what each member answers, and how much it counts")
 
 
 class KnowledgeRequest(StudentRequest):
@@ -97,23 +98,37 @@ class KnowledgeRequest(StudentRequest):
     limit: Annotated[int, Field(strict=True, ge=1, le=MAX_CONCEPTS)] = 20
 
 
+class Reply(BaseModel):
+    """What every reply about a student says."""
+
+    model_version: str = Field(description="digest of the bundle that answered")
+    cold_start: bool = Field(description="the history was empty")
+    truncated: int = Field(
+        0, description="how many of the oldest events no network reads one by one; all features still see them"
+    )
+    degraded: bool = Field(False, description="some members did not answer; the others did, with their weights made 1")
+    left_out: list[str] = Field([], description="the members that did not answer")
+
+
 class Prediction(BaseModel):
     """The answer for one target."""
 
     question: str
     probability: float = Field(description="probability of a right answer, the ensemble's")
-    members: dict[str, float] = Field(description="probability of each member of the ensemble")
+    spread: float = Field(description="highest minus lowest probability among the members: how far apart they are")
     unknown_question: bool = Field(
         description="not in the model's vocabulary: judged by its test, concepts, or overall"
     )
+    members: dict[str, float] | None = Field(None, description="probability of each member; with `explain` only")
 
 
-class PredictResponse(BaseModel):
+class PredictResponse(Reply):
     """The answers in the order of the targets."""
 
-    model_version: str
-    cold_start: bool = Field(description="the history was empty")
-    weights: dict[str, float]
+    unknown_questions: list[str] = Field([], description="targets that the model does not know, each once")
+    weights: dict[str, float] | None = Field(
+        None, description="how much each member that answered counts: parts of 1; with `explain` only"
+    )
     predictions: list[Prediction]
 
 
@@ -125,11 +140,9 @@ class ConceptMastery(BaseModel):
     probes: list[str] = Field(description="at most three questions that stand for the concept")
 
 
-class KnowledgeResponse(BaseModel):
+class KnowledgeResponse(Reply):
     """Mastery of each concept that was asked for, in that order."""
 
-    model_version: str
-    cold_start: bool
     concepts: list[ConceptMastery]
 
 

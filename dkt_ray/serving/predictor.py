@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dkt_ray.data.history import Histories, Targets
 from dkt_ray.data.query import Query
+from dkt_ray.data.windows import sees_from
 from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.registry import bundle
 from dkt_ray.registry.bundle import Bundle, Manifest
@@ -55,6 +58,14 @@ class Predictor:
     def weights(self) -> Mapping[str, float]:
         """How much each member counts: parts of 1."""
         return self._bundle.scorer.chain.shares
+
+    def truncated(self, length: int, members: Iterable[str]) -> int:
+        """How many of a history's oldest rows none of the given members' networks reads one by one; 0 without networks.
+
+        Features still see them.
+        """
+        contexts = frozenset().union(*(self._bundle.scorer.members[name].contexts for name in members))
+        return min((int(sees_from(np.array(length), context)) for context in contexts), default=0)
 
     @property
     def manifest(self) -> Manifest:

@@ -61,7 +61,7 @@ def stand_in() -> FastAPI:
     @app.post("/v1/predict")
     def predict(request: PredictRequest) -> PredictResponse:
         p = probability(request)
-        row = {"probability": p, "members": {"lightgbm": p + 0.05, "lstm_attention": p - 0.05}}
+        row = {"probability": p, "spread": 0.1, "members": {"lightgbm": p + 0.05, "lstm_attention": p - 0.05}}
         names = [target.question for target in request.targets]
         rows = [row | {"question": name, "unknown_question": name not in QUESTIONS} for name in names]
         weights = {"lightgbm": 0.5, "lstm_attention": 0.5}

@@ -1,6 +1,7 @@
 """The HTTP API against a real small bundle, without Ray: answers, limits, and what each bad request is told."""
 
 import asyncio
+from dataclasses import replace
 from http import HTTPStatus
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.requests import event, post
 def test_answers_equal_the_predictors_own(client, predictor, known):
     history = [event(q, index % 2, timestamp=f"2026-03-02 16:0{index}:00") for index, q in enumerate(known[:6])]
     body = {"student": 17, "history": history, "targets": [known[0], "new", {"question": 5, "concepts": ["3", "1_2"]}]}
-    answer = post(client, body | {"at": "2026-03-02T17:30:00+01:00"})
+    answer = post(client, body | {"at": "2026-03-02T17:30:00+01:00", "explain": True})
     assert answer.status_code == 200
     found = answer.json()
     start = 1772467200000
@@ -38,6 +39,53 @@ def test_answers_equal_the_predictors_own(client, predictor, known):
     for family, column in expected.members.items():
         assert [each["members"][family] for each in found["predictions"]] == column.tolist()
     assert [each["unknown_question"] for each in found["predictions"]] == [False, True, True]
+    assert found["unknown_questions"] == ["new", "5"]
+    opinions = np.array(list(expected.members.values()))
+    assert [each["spread"] for each in found["predictions"]] == (opinions.max(0) - opinions.min(0)).tolist()
+    assert (found["degraded"], found["left_out"], found["truncated"]) == (False, [], 0)
+
+
+def test_members_and_weights_come_on_request_only(client, known):
+    answer = post(client, {"targets": known[:2]}).json()
+    assert "weights" not in answer
+    assert [set(each) for each in answer["predictions"]] == [
+        {"question", "probability", "spread", "unknown_question"}
+    ] * 2
+
+
+def test_the_time_of_the_targets_is_passed_on(predictor, known):
+    asked = []
+
+    async def answer(query):
+        asked.append(query)
+        return predictor.answer([query])[0]
+
+    with TestClient(build_app(lambda student: Served(predictor, answer))) as client:
+        for at in ("2026-03-02 16:00:00", "2026-03-02T17:00:00+01:00", 1772467200, None):
+            assert post(client, {"targets": known[:1], "at": at}).status_code == 200
+    assert [query.at for query in asked] == [1772467200000] * 3 + [None]
+
+
+@pytest.mark.parametrize("events", [0, 63, 64, 95, 96, 200])
+def test_what_no_network_reads_one_by_one_is_counted(client, predictor, known, events):
+    """The context of the small network is 32: it reads from the start of the block before that of the target."""
+    history = [event(known[index % 5]) for index in range(events)]
+    found = post(client, {"history": history, "targets": known[:1]}).json()
+    assert found["truncated"] == max(0, events // 32 - 1) * 32
+    assert predictor.truncated(events, ["lightgbm"]) == 0
+
+
+def test_members_that_were_left_out_are_named_and_the_others_weigh_1(predictor, known):
+    async def answer(query):
+        scores = predictor.answer([query])[0]
+        members = {"lstm_attention": scores.members["lstm_attention"]}
+        return replace(scores, members=members, left_out=("lightgbm",))
+
+    with TestClient(build_app(lambda student: Served(predictor, answer))) as client:
+        found = post(client, {"targets": known[:1], "explain": True}).json()
+    assert (found["degraded"], found["left_out"]) == (True, ["lightgbm"])
+    assert found["weights"] == {"lstm_attention": 1.0}
+    assert found["predictions"][0]["spread"] == 0.0
 
 
 def test_epoch_seconds_and_milliseconds_and_naive_times_are_the_same_time(client, known):

@@ -181,7 +181,8 @@ def fake_api(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=answer.model_dump())
     wanted = PredictRequest.model_validate_json(request.content)
     questions = [target.question for target in wanted.targets]
-    row = {"probability": 0.2 + rights(wanted) / 100, "members": {"m": 0.5}}
+    assert wanted.explain
+    row = {"probability": 0.2 + rights(wanted) / 100, "spread": 0.0, "members": {"m": 0.5}}
     rows = [row | {"question": question, "unknown_question": question == "new"} for question in questions]
     answer = PredictResponse(model_version="abc", cold_start=not wanted.history, weights={"m": 1.0}, predictions=rows)
     return httpx.Response(200, json=answer.model_dump())

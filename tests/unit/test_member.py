@@ -30,6 +30,7 @@ def test_a_model_of_a_family_comes_back(family: str, tmp_path: Path) -> None:
     again = member.load(tmp_path)
     assert type(again) is type(model)
     assert np.array_equal(again.score(rows(), rows()), model.score(rows(), rows()))
+    assert again.contexts == ({32} if family == "lstm_attention" else set())
 
 
 def test_a_mean_comes_back_and_is_the_mean(tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_a_bundle_serves_special_members(tmp_path: Path) -> None:
     served = bundle.verify(tmp_path / "bundle", digest).scorer.members  # its golden requests were answered again
     for name, model in models.items():
         assert np.array_equal(served[name].score(rows(), rows()), model.score(rows(), rows()))
+        assert served[name].contexts == ({32} if name == "shifted" else set())
 
 
 def test_a_mean_refuses_an_encoder_that_a_part_does_not_know() -> None:

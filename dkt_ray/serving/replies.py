@@ -1,0 +1,62 @@
+"""What the HTTP API replies: scores as the fields of `contract`, before they become JSON.
+
+Legend: M targets, K members.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.serving.contract import PredictRequest, StudentRequest, Target
+from dkt_ray.serving.predictor import Predictor
+
+
+def about(predictor: Predictor, request: StudentRequest, scores: Scores) -> dict[str, Any]:
+    """What every reply says: the fields of `Reply`."""
+    return {
+        "model_version": predictor.version,
+        "cold_start": not request.history,
+        "truncated": predictor.truncated(len(request.history), scores.members),
+        "degraded": bool(scores.left_out),
+        "left_out": list(scores.left_out),
+    }
+
+
+def predicted(predictor: Predictor, request: PredictRequest, scores: Scores) -> dict[str, Any]:
+    """The fields of `PredictResponse`."""
+    names = [target.question for target in request.targets]
+    reply = about(predictor, request, scores)
+    reply["unknown_questions"] = unknown(names, scores)
+    if request.explain:
+        reply["weights"] = _weights(predictor, scores)
+    reply["predictions"] = _predictions(request.targets, scores, request.explain)
+    return reply
+
+
+def unknown(questions: Sequence[str], scores: Scores) -> list[str]:
+    """Those of the M questions that the model does not know, each once."""
+    return list(dict.fromkeys(itertools.compress(questions, scores.unknown.tolist())))
+
+
+def _weights(predictor: Predictor, scores: Scores) -> dict[str, float]:
+    """Parts of 1 of the members that answered."""
+    shares = {name: predictor.weights[name] for name in scores.members}
+    whole = sum(shares.values()) if scores.left_out else 1.0
+    return {name: share / whole for name, share in shares.items()}
+
+
+def _predictions(targets: Sequence[Target], scores: Scores, explain: bool) -> list[dict[str, Any]]:
+    names = list(scores.members)
+    opinions = np.stack([scores.members[name] for name in names], axis=1)  # [M, K]
+    columns = (scores.probability, np.ptp(opinions, axis=1), scores.unknown, opinions)
+    rows = zip(targets, *(column.tolist() for column in columns), strict=True)
+    return [
+        {"question": target.question, "probability": probability, "spread": spread, "unknown_question": unknown_}
+        | ({"members": dict(zip(names, each, strict=True))} if explain else {})
+        for target, probability, spread, unknown_, each in rows
+    ]
