@@ -33,6 +33,10 @@ class BundleError(DktError):
     """A bundle is damaged, incomplete, or does not answer as it did when it was made."""
 
 
+class UnavailableError(DktError):
+    """Nothing can answer now; the same request may be answered later."""
+
+
 class RolloutError(DktError):
     """A new bundle did not come up; the old one keeps serving."""
 

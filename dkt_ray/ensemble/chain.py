@@ -8,7 +8,7 @@ Legend: N rows, K members.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Annotated, Final, Literal, Self
 
@@ -20,6 +20,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from dkt_ray.config import Config
 from dkt_ray.data.history import Int32
 from dkt_ray.ensemble.blend import blend
+from dkt_ray.errors import UnavailableError
 
 Floats = npt.NDArray[np.float64]
 Share = Annotated[FiniteFloat, Field(ge=0)]
@@ -186,6 +187,25 @@ class Chain(Config):
     def weighted(cls, weights: dict[str, float]) -> Chain:
         """Plain soft voting."""
         return cls.of(tuple(weights), Weighted(kind="probability", weights=tuple(weights.values())))
+
+    def without(self, left_out: Collection[str]) -> Chain:
+        """The chain of the other members, for when some do not answer.
+
+        A mean keeps its kind, with weights made 1 again; a stack, which knows nothing of missing members, becomes the
+        mean of their log-odds by its shares. The calibrator stays: it corrects the combination as a whole.
+
+        Raises:
+            UnavailableError: no member is left.
+        """
+        kept = [name for name in self.members if name not in left_out]
+        if not kept:
+            raise UnavailableError(f"none of the members {', '.join(self.members)} answers; try again later")
+        kind = self.combination.kind if isinstance(self.combination, Weighted) else "logit"
+        shares = shares_of(self.combination, self.members)  # a mean's weights
+        parts = np.array([shares[name] for name in kept])
+        parts = parts / parts.sum() if parts.sum() > 0 else np.full(len(kept), 1.0 / len(kept))
+        rest = Weighted(kind=kind, weights=tuple(parts.tolist()))
+        return Chain.of(kept, rest).model_copy(update={"calibrator": self.calibrator})
 
     def apply(self, p: Floats, length: Int32) -> Floats:
         """The ensemble's probability, [N].

@@ -7,7 +7,7 @@ Legend: M targets, K members.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
@@ -23,6 +23,12 @@ from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.models.base import Model, Probabilities
 
 Rowwise = TypeVar("Rowwise", Histories, Targets)
+Ask = Callable[[Mapping[str, Model], Rows, Rows], dict[str, Probabilities]]  # members, past, targets -> who answered
+
+
+def ask_all(members: Mapping[str, Model], past: Rows, targets: Rows) -> dict[str, Probabilities]:
+    """Every member's probabilities: whoever trains, evaluates or verifies wants to hear of a member that fails."""
+    return {name: model.score(past, targets) for name, model in members.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +54,7 @@ class Scorer:
     members: Mapping[str, Model]
     chain: Chain
 
-    def score(self, histories: Histories, targets: Targets) -> Scores:
+    def score(self, histories: Histories, targets: Targets, ask: Ask = ask_all) -> Scores:
         """Probability of a right answer to each target after its user's history.
 
         A question's test and concepts are read from the request where given, else from the encoder's state.
@@ -56,7 +62,7 @@ class Scorer:
         histories, targets = _described(histories, self.state), _described(targets, self.state)
         encoded = encode(histories, targets, self.state)
         assert encoded.targets is not None
-        return self._combine(encoded.past, encoded.targets, targets.question)
+        return self._combine(encoded.past, encoded.targets, targets.question, ask)
 
     def score_hidden(self, histories: Histories) -> Scores:
         """Score every row whose answer is hidden (-1), in the order of the histories: one encoding, no target rows."""
@@ -66,24 +72,33 @@ class Scorer:
         owners = np.searchsorted(histories.offsets, rows, "right") - 1
         counts = np.bincount(owners, minlength=len(histories.users))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return self._combine(past, past.take(rows, offsets), histories.question.take(rows))
+        return self._combine(past, past.take(rows, offsets), histories.question.take(rows), ask_all)
 
-    def score_queries(self, queries: Sequence[Query]) -> list[Scores]:
-        """Score many requests at once; each gets what it would get alone."""
+    def score_queries(self, queries: Sequence[Query], ask: Ask = ask_all) -> list[Scores]:
+        """Score many requests at once; each gets what it would get alone.
+
+        Args:
+            ask: gets the members' answers; those that it leaves out are left out of the combination.
+
+        Raises:
+            UnavailableError: `ask` left all of them out.
+        """
         answers: list[Scores | None] = [None] * len(queries)
         order = sorted(range(len(queries)), key=lambda index: queries[index].timing)
         for _, group in groupby(order, key=lambda index: queries[index].timing):
             indices = list(group)
             histories, targets = gather([queries[index] for index in indices])
-            scores = self.score(histories, targets)
+            scores = self.score(histories, targets, ask)
             for position, index in enumerate(indices):
                 answers[index] = scores.take(slice(*targets.offsets[position : position + 2]))
         return [answer for answer in answers if answer is not None]
 
-    def _combine(self, past: Rows, targets: Rows, question: Coded) -> Scores:
-        members = {name: model.score(past, targets) for name, model in self.members.items()}
-        columns = np.stack([members[name] for name in self.chain.members], axis=1)
-        return Scores(self.chain.apply(columns, targets.visible), members, self._unknown(question))
+    def _combine(self, past: Rows, targets: Rows, question: Coded, ask: Ask) -> Scores:
+        members = ask(self.members, past, targets)
+        left_out = tuple(name for name in self.chain.members if name not in members)
+        chain = self.chain.without(left_out) if left_out else self.chain
+        columns = np.stack([members[name] for name in chain.members], axis=1)
+        return Scores(chain.apply(columns, targets.visible), members, self._unknown(question), left_out)
 
     def _unknown(self, question: Coded) -> npt.NDArray[np.bool_]:
         known = self.state.vocabularies["question"]

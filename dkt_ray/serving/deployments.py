@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
+from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from dkt_ray.serving.contract import MAX_ROWS
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.predictor import Predictor
@@ -59,6 +61,8 @@ class ServeArgs(Config):
     """Logical CPUs that a replica reserves."""
     graceful_shutdown_s: float = Field(default=20.0, gt=0)
     """How long a replica that leaves may finish its requests."""
+    breaker: BreakerConfig = BreakerConfig()
+    """When a member of the ensemble that fails is left out."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ServeArgs:
@@ -82,7 +86,9 @@ class Replica:
         cache = Path(args.cache) if args.cache else None
         folder = local_copy(Registry(open_store(args.store)), digest, cache)
         self._predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
-        self._batcher = Batcher(self._predictor.answer, args.max_batch_requests, MAX_ROWS)
+        self._breakers = Breakers(args.breaker)  # from here on: the golden requests tolerate nothing
+        answer = partial(self._predictor.answer, ask=self._breakers)
+        self._batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS)
         logger.info("bundle %s is ready", digest)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -18,12 +18,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
+from dkt_ray.errors import UnavailableError
 from dkt_ray.serving.contract import FieldError
 
 MAX_BODY: Final = 8 << 20  # bytes
 PROBLEM: Final = "application/problem+json"
 VERSION: Final = "x-model-version"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+RETRY_AFTER_S: Final = 1
 MAX_NAME: Final = 64  # characters of a field name that an error repeats
 
 Scope = MutableMapping[str, Any]
@@ -82,6 +84,7 @@ def install(app: FastAPI, version: str, names_requests: bool) -> None:
     app.add_middleware(Edge, version=version, names_requests=names_requests)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(FieldError, _on_field)
+    app.add_exception_handler(UnavailableError, _on_unavailable)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_crash)
 
@@ -162,6 +165,10 @@ def _on_field(request: Request, error: Exception) -> Response:
     assert isinstance(error, FieldError)
     errors = [{"pointer": error.pointer, "message": error.message}]
     return _respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors)
+
+
+def _on_unavailable(request: Request, error: Exception) -> Response:
+    return _respond(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"retry-after": str(RETRY_AFTER_S)})
 
 
 def _on_http(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ import numpy as np
 from dkt_ray.data.history import Histories, Targets
 from dkt_ray.data.query import Query
 from dkt_ray.data.windows import sees_from
-from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.ensemble.scorer import Ask, Scores, ask_all
 from dkt_ray.registry import bundle
 from dkt_ray.registry.bundle import Bundle, Manifest
 from dkt_ray.registry.catalogue import Catalogue
@@ -85,9 +85,9 @@ class Predictor:
         """Score every hidden (-1) row of the histories, in their order."""
         return self._bundle.scorer.score_hidden(histories)
 
-    def answer(self, queries: Sequence[Query]) -> list[Scores]:
-        """Score many requests in one pass; each gets what it would get alone."""
-        return self._bundle.scorer.score_queries(queries)
+    def answer(self, queries: Sequence[Query], ask: Ask = ask_all) -> list[Scores]:
+        """Score many requests in one pass; each gets what it would get alone; see `Scorer.score_queries`."""
+        return self._bundle.scorer.score_queries(queries, ask)
 
 
 def shown_concepts(
