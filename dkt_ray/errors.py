@@ -37,6 +37,10 @@ class UnavailableError(DktError):
     """Nothing can answer now; the same request may be answered later."""
 
 
+class OverloadedError(UnavailableError):
+    """More is waiting than can be answered in time."""
+
+
 class RolloutError(DktError):
     """A new bundle did not come up; the old one keeps serving."""
 

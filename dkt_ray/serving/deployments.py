@@ -53,6 +53,8 @@ class ServeArgs(Config):
     downscale_delay_s: float = Field(default=120.0, ge=LOOK_BACK_S)
     max_batch_requests: int = Field(default=32, ge=1)
     """Requests that are scored in one pass."""
+    max_waiting_rows: int = Field(default=4 * MAX_ROWS, ge=1)
+    """Events and targets that wait in one replica; a request beyond that is answered with 429."""
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests that one replica works on at a time."""
     max_queued_requests: int = Field(default=256, ge=1)
@@ -88,7 +90,7 @@ class Replica:
         self._predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
         self._breakers = Breakers(args.breaker)  # from here on: the golden requests tolerate nothing
         answer = partial(self._predictor.answer, ask=self._breakers)
-        self._batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS)
+        self._batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows)
         logger.info("bundle %s is ready", digest)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

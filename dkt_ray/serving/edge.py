@@ -1,10 +1,11 @@
-"""The HTTP edge: body limit, request id, version header, and errors as RFC 9457 problem details.
+"""The HTTP edge: body limit, deadline, request id, version header, and errors as RFC 9457 problem details.
 
 No error repeats what was sent: a problem names the field and the kind of value found, never the value.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -17,11 +18,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from dkt_ray.errors import UnavailableError
+from dkt_ray.errors import OverloadedError, UnavailableError
 from dkt_ray.serving.contract import FieldError
 
 MAX_BODY: Final = 8 << 20  # bytes
+DEADLINE: Final = b"x-request-deadline-ms"
+MAX_WAIT_S: Final = 30.0  # also for requests that name no deadline, and whatever a proxy in front was told
 PROBLEM: Final = "application/problem+json"
 VERSION: Final = "x-model-version"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -37,6 +41,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 class Edge:
     """ASGI middleware: reads a body whole, up to the limit, before anything parses it, and labels every response.
+
+    A request whose deadline passes, or whose client goes away, is cancelled wherever it waits.
 
     Args:
         version: the model's version, for responses that do not name one.
@@ -58,8 +64,12 @@ class Edge:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
+        started = False
+
         async def labelled(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 out = MutableHeaders(raw=message["headers"])
                 if self.names_requests:
                     out["x-request-id"] = request_id
@@ -68,15 +78,32 @@ class Edge:
                 message["headers"] = out.raw
             await send(message)
 
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
-            await self.app(scope, receive, labelled)
+        if refusal := _refusal(headers, scope, request_id):
+            await refusal(scope, receive, labelled)
             return
-        refusal = _refusal(headers, scope["path"], request_id)
-        body = None if refusal else await _read(receive)
+        limit = asyncio.timeout(min(MAX_WAIT_S, int(headers.get(DEADLINE, MAX_WAIT_S * 1000)) / 1000))
+        try:
+            async with limit:
+                await self._handle(scope, receive, labelled, limit)
+        except ClientDisconnect:
+            return
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if not started:  # a client that has gone does not read it
+                detail = "The request's deadline passed before its answer was there; nothing was changed, send it again"
+                await problem(HTTPStatus.GATEWAY_TIMEOUT, detail, scope["path"], request_id)(scope, receive, labelled)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, limit: asyncio.Timeout) -> None:
+        body = await _read(receive)
         if body is None:
-            await (refusal or _too_large(scope["path"], request_id))(scope, receive, labelled)
+            await _too_large(scope["path"], scope["state"]["request_id"])(scope, receive, send)
             return
-        await self.app(scope, _replay(body, receive), labelled)
+        gone = asyncio.create_task(_until_gone(receive, limit))
+        try:
+            await self.app(scope, _replay(body, gone), send)
+        finally:
+            gone.cancel()
 
 
 def install(app: FastAPI, version: str, names_requests: bool) -> None:
@@ -85,6 +112,7 @@ def install(app: FastAPI, version: str, names_requests: bool) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(FieldError, _on_field)
     app.add_exception_handler(UnavailableError, _on_unavailable)
+    app.add_exception_handler(OverloadedError, _on_overload)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_crash)
 
@@ -105,8 +133,14 @@ def problem(
     return Response(json.dumps(content), status.value, headers, PROBLEM)
 
 
-def _refusal(headers: Mapping[bytes, bytes], path: str, request_id: str) -> Response | None:
+def _refusal(headers: Mapping[bytes, bytes], scope: Scope, request_id: str) -> Response | None:
     """What can be refused from the headers alone."""
+    path = scope["path"]
+    if not re.fullmatch(rb"[0-9]{1,9}", headers.get(DEADLINE, b"0")):
+        detail = "X-Request-Deadline-Ms is not a whole number of milliseconds; send how long you still wait"
+        return problem(HTTPStatus.BAD_REQUEST, detail, path, request_id)
+    if scope["method"] not in ("POST", "PUT", "PATCH"):
+        return None
     media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if media != b"application/json":
         detail = "Content-Type is not application/json; send the request as JSON with that header"
@@ -121,13 +155,17 @@ def _too_large(path: str, request_id: str) -> Response:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body, or None as soon as it is over the limit (chunked bodies announce no length)."""
+    """The whole body, or None as soon as it is over the limit (chunked bodies announce no length).
+
+    Raises:
+        ClientDisconnect: the client went away before it had sent all of it.
+    """
     body = bytearray()
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return bytes(body)
+            raise ClientDisconnect
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             return None
@@ -135,13 +173,21 @@ async def _read(receive: Receive) -> bytes | None:
     return bytes(body)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+async def _until_gone(receive: Receive, limit: asyncio.Timeout) -> None:
+    """Let the time limit strike as soon as the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    limit.reschedule(0.0)
+
+
+def _replay(body: bytes, gone: asyncio.Task[None]) -> Receive:
     sent = False
 
     async def once() -> Message:
         nonlocal sent
         if sent:
-            return await receive()
+            await asyncio.shield(gone)
+            return {"type": "http.disconnect"}
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -169,6 +215,10 @@ def _on_field(request: Request, error: Exception) -> Response:
 
 def _on_unavailable(request: Request, error: Exception) -> Response:
     return _respond(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"retry-after": str(RETRY_AFTER_S)})
+
+
+def _on_overload(request: Request, error: Exception) -> Response:
+    return _respond(request, HTTPStatus.TOO_MANY_REQUESTS, str(error), headers={"retry-after": str(RETRY_AFTER_S)})
 
 
 def _on_http(request: Request, error: Exception) -> Response:
