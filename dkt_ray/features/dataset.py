@@ -283,6 +283,16 @@ class Dataset:
         return self.files.read_table(self.manifest.files[bucket].histories, columns)
 
 
+def held_out(rows: Rows, first: Int64) -> Rows:
+    """Rows of the vault; answers that were trained on (of users whose later rows are held out) hidden: not scored.
+
+    Args:
+        first: [U] position of each user's first row that is held out.
+    """
+    seen = rows.position < np.repeat(first, np.diff(rows.offsets))
+    return replace(rows, correct=np.where(seen, np.int8(UNKNOWN), rows.correct))
+
+
 def folder(name: str) -> str:
     """Where a dataset lives in the store."""
     return f"datasets/{name}"

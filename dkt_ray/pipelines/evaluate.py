@@ -7,7 +7,6 @@ Every opening of the vault is written to its ledger before a test user is read, 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -23,8 +22,7 @@ from dkt_ray.data.simulation.filter import PARTICLES
 from dkt_ray.ensemble import member
 from dkt_ray.ensemble.chain import Chain
 from dkt_ray.errors import ConfigError, NotFoundError
-from dkt_ray.features.batch import Rows
-from dkt_ray.features.dataset import Dataset, Vault
+from dkt_ray.features.dataset import Dataset, Vault, held_out
 from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.metrics import first_attempts
 from dkt_ray.models.base import Model
@@ -36,7 +34,6 @@ from dkt_ray.pipelines.yardstick import FILTER, ORACLE, Simulator, oracle, yards
 from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import resolve
 from dkt_ray.registry.store import Registry
-from dkt_ray.schema import UNKNOWN
 from dkt_ray.storage import Store, open_object, open_store
 from dkt_ray.training.baselines import BASELINES
 from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, locate, oof_key, scored_rows
@@ -193,7 +190,7 @@ def _measure(config: EvaluateConfig, store: Store, folder: Store) -> dict[str, A
         "member": scores,
         "baseline": {name: baseline(train.rows, vault.rows, names) for name, baseline in BASELINES.items()},
     }
-    base = scored_rows(_held_out(vault), vault.users, vault.fold, kinds["ensemble"]["ensemble"])
+    base = scored_rows(held_out(vault.rows, vault.first), vault.users, vault.fold, kinds["ensemble"]["ensemble"])
     answers, place = _answers(vault, base)
     contenders = {name: Contender(kind, p[place]) for kind, several in kinds.items() for name, p in several.items()}
     contenders |= {name: Contender("peer", trained.align_peer(name, peer, base)) for name, peer in peers.items()}
@@ -218,12 +215,6 @@ def _fitted(config: EvaluateConfig, store: Store, dataset: Dataset, folder: Stor
         members = trained.load(folder, dataset, names)
         return Fitted(f"run {config.run}", dataset.state, members, Chain.weighted(dict.fromkeys(names, 1 / len(names))))
     return _of_run(dataset, folder, users)
-
-
-def _held_out(vault: Vault) -> Rows:
-    """The vault's rows; answers that were trained on (of users whose later rows are held out) hidden: not scored."""
-    seen = vault.rows.position < np.repeat(vault.first, np.diff(vault.rows.offsets))
-    return dataclasses.replace(vault.rows, correct=np.where(seen, np.int8(UNKNOWN), vault.rows.correct))
 
 
 def _answers(vault: Vault, base: Scored) -> tuple[Answers, Any]:

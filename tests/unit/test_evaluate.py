@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dkt_ray.pipelines.evaluate import _held_out
+from dkt_ray.features.dataset import held_out
 from dkt_ray.training.protocol import scored_rows
 from tests.builders import random_histories
 from tests.datasets import opened, run
@@ -18,7 +18,7 @@ def test_rows_that_train_are_not_scored(split, tmp_path):
     log = write_log(tmp_path / "log.csv", random_histories(np.random.default_rng(2), 30))
     run(log, tmp_path / "store", data=split)
     vault = opened(tmp_path / "store").open_vault("a test")
-    rows = _held_out(vault)
+    rows = held_out(vault.rows, vault.first)
     scored = scored_rows(rows, vault.users, vault.fold, np.full(rows.rows, 0.5))
     place = {name: index for index, name in enumerate(vault.users)}
     first = vault.first[[place[name] for name in scored.user.strings()]]

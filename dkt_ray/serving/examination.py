@@ -1,0 +1,93 @@
+"""The gate's evaluation set: a dataset's users, whose answers a champion and a challenger foresee side by side."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dkt_ray.data.history import Histories, Int64
+from dkt_ray.data.splits import TEST, stable_hash
+from dkt_ray.ensemble.scorer import Scorer
+from dkt_ray.errors import ConfigError
+from dkt_ray.features.dataset import Dataset, held_out
+from dkt_ray.features.encoder import encode
+from dkt_ray.registry.bundle import Bundle
+from dkt_ray.registry.gate import GateConfig, judge
+from dkt_ray.storage import Store
+from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, scored_rows
+
+logger = logging.getLogger(__name__)
+
+
+def examine(store: Store, champion: Bundle, challenger: Bundle, config: GateConfig) -> dict[str, Any]:
+    """Let both foresee the answers of the evaluation set, and judge.
+
+    Returns:
+        The `GateReport` as a mapping, with champion, challenger, dataset, and the fingerprint of the evaluation set:
+        equal fingerprints mean the same answers.
+
+    Raises:
+        NotFoundError: no such dataset.
+        ConfigError: it has no such users, or one of the bundles may have been trained on them.
+    """
+    name = config.dataset or challenger.manifest.provenance.dataset
+    dataset = Dataset.open(store, name)
+    for role, bundle in (("champion", champion), ("challenger", challenger)):
+        _check_unseen(dataset, role, bundle, config)
+    histories, first = _judges(dataset, config, f"gate: {challenger.digest[:12]} against {champion.digest[:12]}")
+    old, new = (_foreseen(bundle.scorer, histories, first) for bundle in (champion, challenger))
+    report = judge(old.correct, old.user.codes, old.position, old.probability, new.probability, config)
+    fingerprint = evaluation_set(dataset.manifest, old, ON_ALL_FOLDS).fingerprint
+    logger.info(
+        "gate: %s on evaluation set %s, %d answers of %d users of dataset %s%s",
+        "passed" if report.passed else "; ".join(report.failures),
+        *(fingerprint, report.rows, report.users, name),
+        f"; overridden: {config.override}" if config.override and not report.passed else "",
+    )
+    facts = {"champion": champion.digest, "challenger": challenger.digest, "dataset": name, "fingerprint": fingerprint}
+    return {**facts, **asdict(report)}
+
+
+def _check_unseen(dataset: Dataset, role: str, bundle: Bundle, config: GateConfig) -> None:
+    """Refuse judges from whom a bundle may have learned: an answer that it has seen proves nothing."""
+    trained_on = bundle.manifest.provenance.dataset
+    if (trained_on == dataset.name) == (config.users == "test"):
+        return
+    reason = (
+        f"it was trained on dataset {trained_on!r}, whose training users may be test users of {dataset.name!r}"
+        if config.users == "test"
+        else f"it was trained on dataset {dataset.name!r} itself"
+    )
+    raise ConfigError(
+        f"gate.users={config.users}: {role} {bundle.digest[:12]} may have seen the answers that judge it: {reason}; "
+        "judge by a dataset that neither was trained on (gate.dataset=NAME, gate.users=all), or leave the gate out "
+        "(gate=false)"
+    )
+
+
+def _judges(dataset: Dataset, config: GateConfig, reason: str) -> tuple[Histories, Int64]:
+    """The users who judge, and the position of each one's first answer that counts."""
+    if config.users == "all":
+        histories = dataset.load_histories()[0]
+        first = np.zeros(len(histories.users), np.int64)
+    else:
+        if not dataset.manifest.held_out:
+            raise ConfigError(
+                f"dataset {dataset.name!r} has no test users to judge by; prepare it with data.test_fraction above 0, "
+                "judge by another one (gate.dataset=NAME, gate.users=all), or leave the gate out (gate=false)"
+            )
+        vault = dataset.open_vault(reason)
+        histories, first = vault.histories, vault.first
+    chosen = np.sort(np.argsort(stable_hash(histories.users, 0), kind="stable")[: config.most_users])
+    return histories.select(chosen), first[chosen]
+
+
+def _foreseen(scorer: Scorer, histories: Histories, first: Int64) -> Scored:
+    """Every known answer from its user's first one that counts on, and the ensemble's probability of it."""
+    past = encode(histories, None, scorer.state).past
+    columns = np.stack([scorer.members[name].score(past, past) for name in scorer.chain.members], axis=1)
+    fold = np.full(len(histories.users), TEST, np.int8)
+    return scored_rows(held_out(past, first), histories.users, fold, scorer.chain.apply(columns, past.visible))
