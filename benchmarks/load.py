@@ -1,0 +1,267 @@
+"""A load generator in a process of its own, on a core of its own: a closed or an open loop, and a ledger of it.
+
+It sends bytes that were made beforehand over raw keep-alive connections, and reads the answers' JSON after the run.
+A closed loop keeps `connections` requests in flight; an open loop sends `rate` a second whether or not the server keeps
+up, over as many connections as that takes, and counts latency from when a request was due (no coordinated omission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+import uvloop
+
+from benchmarks import ledger
+from benchmarks.ledger import OK, Entry
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PATIENCE_S: Final = 120.0  # for a server that should answer, before we give up
+NEVER_S: Final = 24 * 3600.0
+ERROR_CHARACTERS: Final = 300  # of an error's body, kept
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to send."""
+
+    port: int
+    bodies: list[Any]
+    """JSON values, sent in turn."""
+    connections: int = 0
+    """Of a closed loop; 0: an open loop."""
+    rate: float = 0.0
+    """Requests per second of an open loop."""
+    seconds: float = NEVER_S
+    """How long; unset: until it is stopped."""
+    path: str = "/v1/predict"
+    timeout_s: float = 60.0
+    """After that a request has failed."""
+    core: int = field(default_factory=lambda: max(os.sched_getaffinity(0)))
+    """The core that the generator runs on."""
+
+
+class Load:
+    """A plan that is being carried out; as a context, until the end of the block."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Start the process; it sends at once."""
+        self._folder = TemporaryDirectory(prefix="dkt-load-")
+        settings, self._ledger = Path(self._folder.name) / "plan.json", Path(self._folder.name) / "ledger.jsonl"
+        settings.write_text(json.dumps(asdict(plan)))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.load", str(settings), str(self._ledger)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.entries: list[Entry] = []
+
+    def ended(self) -> tuple[int, int]:
+        """Requests that have ended so far, and those of them that were answered with 200."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        every, good = json.loads(self._process.stdout.readline())
+        return every, good
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many further requests were answered with 200.
+
+        Raises:
+            TimeoutError: they were not, after two minutes.
+        """
+        give_up = time.monotonic() + PATIENCE_S
+        wanted = self.ended()[1] + count
+        while (found := self.ended())[1] < wanted:
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{wanted - found[1]} of {count} good answers are missing after {PATIENCE_S} s")
+            time.sleep(0.05)
+
+    def result(self) -> list[Entry]:
+        """The ledger, when the plan's time is over."""
+        with self._folder:
+            if self._process.wait():
+                raise subprocess.CalledProcessError(self._process.returncode, "benchmarks.load")
+            self.entries = ledger.read(self._ledger)
+        return self.entries
+
+    def stop(self) -> list[Entry]:
+        """Send no more; the ledger, when what is in flight has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self.result()
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self._process.kill()
+            self._process.wait()
+            self._folder.cleanup()
+
+
+class _Answer(NamedTuple):
+    """An HTTP answer as bytes."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+class _Sender:
+    """Connections to the server, and what became of the requests."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        head = (
+            f"POST {plan.path} HTTP/1.1\r\nHost: 127.0.0.1:{plan.port}\r\nContent-Type: application/json\r\n"
+            "Content-Length: {}\r\nX-Request-Id: "
+        )
+        encoded = [json.dumps(body).encode() for body in plan.bodies]
+        self.heads = [head.format(len(body)).encode() for body in encoded]
+        self.tails = [b"\r\n\r\n" + body for body in encoded]
+        self.free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.ended: list[tuple[Entry, bytes]] = []  # an entry without what its answer says, and the answer
+        self.good = 0
+
+    async def send(self, request: int, scheduled: float) -> None:
+        """Send a request and keep what becomes of it."""
+        body = request % len(self.tails)
+        name = b"load-%d" % request
+        sent = time.monotonic()
+        answer, error = _Answer(0, {}, b""), ""
+        try:
+            async with asyncio.timeout(self.plan.timeout_s):
+                answer = await self._exchange(self.heads[body] + name + self.tails[body])
+        except TimeoutError:
+            error = f"no answer after {self.plan.timeout_s} s"
+        except (OSError, asyncio.IncompleteReadError) as problem:
+            error = repr(problem)
+        if answer.headers.get(b"x-request-id", name) != name:
+            error = f"this answer is that of {answer.headers[b'x-request-id']!r}"
+        entry = Entry(request, body, scheduled, sent, time.monotonic(), answer.status, "", [], error)
+        self.ended.append((entry, answer.body))
+        self.good += answer.status == OK
+
+    async def _exchange(self, request: bytes) -> _Answer:
+        reader, writer = await self._connection()
+        try:
+            writer.write(request)
+            answer = await _read(reader)
+        except BaseException:  # whatever it was, this connection is of no more use
+            writer.close()
+            raise
+        if answer.headers.get(b"connection", b"").lower() == b"close":
+            writer.close()
+        else:
+            self.free.append((reader, writer))
+        return answer
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self.free:
+            reader, writer = self.free.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self.plan.port)
+
+
+async def _read(reader: asyncio.StreamReader) -> _Answer:
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+    pairs = (line.partition(b":") for line in lines if line)
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    if headers.get(b"transfer-encoding", b"").lower() == b"chunked":
+        body = b""
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readuntil(b"\r\n")
+    else:
+        body = await reader.readexactly(int(headers.get(b"content-length", 0)))
+    return _Answer(int(first.split()[1]), headers, body)
+
+
+async def _carry_out(plan: Plan) -> list[tuple[Entry, bytes]]:
+    sender = _Sender(plan)
+    stopping = asyncio.Event()
+    listening = asyncio.create_task(_listen(sender, stopping))
+    end = time.monotonic() + plan.seconds
+
+    def going_on() -> bool:
+        return not stopping.is_set() and time.monotonic() < end
+
+    if plan.connections:
+        numbers = itertools.count()
+        await asyncio.gather(*(_closed(sender, numbers, going_on) for _ in range(plan.connections)))
+    else:
+        await _open(sender, going_on)
+    listening.cancel()
+    return sender.ended
+
+
+async def _closed(sender: _Sender, numbers: Iterator[int], going_on: Callable[[], bool]) -> None:
+    while going_on():
+        await sender.send(next(numbers), time.monotonic())
+
+
+async def _open(sender: _Sender, going_on: Callable[[], bool]) -> None:
+    started = time.monotonic()
+    async with asyncio.TaskGroup() as sending:
+        for request in itertools.count():
+            due = started + request / sender.plan.rate
+            await asyncio.sleep(max(due - time.monotonic(), 0))
+            if not going_on():
+                return
+            sending.create_task(sender.send(request, due))
+
+
+async def _listen(sender: _Sender, stopping: asyncio.Event) -> None:
+    """Answer each line on standard input with the counts so far, and end with it."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.readline():
+        print(json.dumps([len(sender.ended), sender.good]), flush=True)
+    stopping.set()
+
+
+def _told(entry: Entry, body: bytes) -> Entry:
+    """The entry with what its answer says."""
+    if entry.status != OK:
+        return entry._replace(error=entry.error or body[:ERROR_CHARACTERS].decode(errors="replace"))
+    try:
+        found = json.loads(body)
+        found = found[0] if isinstance(found, list) else found  # a batch of one
+        values = [each["probability"] for each in found["predictions"]]
+        return entry._replace(version=found["model_version"], values=values)
+    except (ValueError, LookupError, TypeError) as error:
+        return entry._replace(error=entry.error or f"not an answer to read: {error!r}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Carry out the plan of a file and write the ledger to another."""
+    plan = Plan(**json.loads(Path(arguments[0]).read_text()))
+    os.sched_setaffinity(0, {plan.core})
+    ended = uvloop.run(_carry_out(plan))
+    ledger.write(Path(arguments[1]), [_told(entry, body) for entry, body in ended])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
