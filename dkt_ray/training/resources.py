@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +65,10 @@ def place(wanted: Mapping[str, Resources], nodes: Sequence[Mapping[str, float]])
 
 @contextmanager
 def claimed(resources: Resources) -> Iterator[None]:
-    """Keep this process to its share: threads as CPUs, no GPU or its part of the GPU's memory."""
+    """Keep this process to its share: threads as CPUs, no GPU or its part of its memory, nothing that earlier fits freed."""
     from threadpoolctl import threadpool_limits
 
+    release_memory()
     threads = max(1, int(resources.cpus))
     settings = {"OMP_NUM_THREADS": str(threads)}  # for libraries that are loaded from here on
     if not resources.gpus:
@@ -74,6 +77,14 @@ def claimed(resources: Resources) -> Iterator[None]:
         _limit_gpu_memory(resources.gpus)
     with environment(settings), threadpool_limits(threads):  # for those that are loaded
         yield
+
+
+def release_memory() -> None:
+    """Give back to the system what this process has freed: glibc keeps it, for each of its threads anew."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def out_of_memory(found: str) -> str:

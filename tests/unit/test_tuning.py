@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from dkt_ray.storage import open_store
 from dkt_ray.training import tuning
 from dkt_ray.training.folds import select
 from dkt_ray.training.live import ENDING, ProgressLines
-from dkt_ray.training.resources import Resources, claimed, place
+from dkt_ray.training.resources import Resources, place
 from dkt_ray.training.search import (
     ITERATION,
     METRIC,
@@ -252,21 +251,6 @@ def test_resources_that_no_node_has_are_refused(wanted: Resources, nodes: list[d
 def test_one_and_a_half_gpus_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"gpus is 1\.5: .*(?i:whole gpus)"):
         build(Resources, {"gpus": 1.5})
-
-
-def test_a_fit_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    import torch
-    from threadpoolctl import threadpool_info
-
-    before = {pool["prefix"]: pool["num_threads"] for pool in threadpool_info()}
-    with claimed(Resources(cpus=2.5)):
-        assert os.environ["OMP_NUM_THREADS"] == "2"
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-        assert torch.get_num_threads() == 2
-    assert {pool["prefix"]: pool["num_threads"] for pool in threadpool_info()} == before
-    assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("1", "0,1")
 
 
 def test_growing_clusters_need_a_bound() -> None:
