@@ -65,7 +65,7 @@ def place(wanted: Mapping[str, Resources], nodes: Sequence[Mapping[str, float]])
 
 @contextmanager
 def claimed(resources: Resources) -> Iterator[None]:
-    """Keep this process to its share: threads as CPUs, no GPU or its part of its memory, nothing that earlier fits freed."""
+    """Keep this process to its share: threads as CPUs, no GPU or its part of one, nothing that others freed."""
     from threadpoolctl import threadpool_limits
 
     release_memory()
