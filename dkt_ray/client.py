@@ -25,11 +25,13 @@ from pydantic_core import to_json
 
 from dkt_ray.errors import ConfigError, DktError
 from dkt_ray.serving.contract import (
+    BatchResponse,
     CatalogueResponse,
     Event,
     Health,
     KnowledgeResponse,
     ModelsResponse,
+    PredictRequest,
     PredictResponse,
     Target,
 )
@@ -122,6 +124,10 @@ class Client:
         """Probability of a right answer to each target after the history."""
         body = _student(history, student, at) | _given(targets=list(targets), explain=explain)
         return self._post("/v1/predict", PredictResponse, body)
+
+    def predict_batch(self, students: Sequence[PredictRequest | Mapping[str, Any]]) -> BatchResponse:
+        """The same for up to 256 students (bodies of `/v1/predict`); each has an answer, or a problem of its own."""
+        return self._post("/v1/predict:batch", BatchResponse, {"students": list(students)})
 
     def knowledge_state(
         self,

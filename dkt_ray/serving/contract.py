@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
 from dkt_ray.errors import InputError
 
 MAX_ROWS: Final = 50_000  # events and targets of one request
 MAX_TARGETS: Final = 10_000
+MAX_STUDENTS: Final = 256  # of one batch, within MAX_ROWS together
 MAX_CONCEPTS: Final = 3_000  # times 3 probes: within MAX_TARGETS
 MAX_CATALOGUE: Final = 100_000
 
@@ -89,6 +90,12 @@ class PredictRequest(StudentRequest):
     explain: bool = Field(False, description="also say what each member answers, and how much it counts")
 
 
+class BatchRequest(Part):
+    """Many students, each judged by itself: a wrong one does not keep the others from their answers."""
+
+    students: Annotated[list[SkipValidation[PredictRequest]], Field(min_length=1, max_length=MAX_STUDENTS)]
+
+
 class KnowledgeRequest(StudentRequest):
     """A student whose mastery is asked for."""
 
@@ -130,6 +137,38 @@ class PredictResponse(Reply):
         None, description="how much each member that answered counts: parts of 1; with `explain` only"
     )
     predictions: list[Prediction]
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    pointer: str = Field(description="the field as a JSON pointer (RFC 6901) into the request")
+    message: str
+    found: str | None = Field(None, description="the JSON type of what was found")
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = []
+
+
+class BatchItem(BaseModel):
+    """One student of a batch: an answer, or the problem."""
+
+    status: int = Field(description="200; 422: the student's fields are wrong; 500: an error on our side")
+    answer: PredictResponse | None = None
+    problem: Problem | None = None
+
+
+class BatchResponse(BaseModel):
+    """The students in the order of the request; the status of the whole is 200."""
+
+    items: list[BatchItem]
 
 
 class ConceptMastery(BaseModel):

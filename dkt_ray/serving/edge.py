@@ -201,7 +201,7 @@ def _on_validation(request: Request, error: Exception) -> Response:
         where = problems[0]["loc"][-1]
         detail = f"The body is not valid JSON: {problems[0]['ctx']['error']} at character {where}"
         return _respond(request, HTTPStatus.BAD_REQUEST, detail)
-    errors = [_explain(each) for each in problems]
+    errors = [explain(each) for each in problems]
     first = errors[0]
     detail = f"{first['pointer'] or 'the body'}: {first['message']}"
     return _respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors)
@@ -248,7 +248,7 @@ def _respond(
     return problem(status, detail, request.url.path, request_id, errors, headers)
 
 
-def _explain(error: Mapping[str, Any]) -> dict[str, str]:
+def explain(error: Mapping[str, Any]) -> dict[str, str]:
     """Field, what was expected, and the kind of value found, from one of pydantic's errors."""
     parts = [str(part)[:MAX_NAME] for part in error["loc"][1:]]  # without "body" or "query"
     pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in parts)

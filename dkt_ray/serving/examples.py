@@ -1,0 +1,26 @@
+"""Requests for the API's documentation that run as they stand, with questions of the bundle that answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dkt_ray.registry.catalogue import Catalogue
+
+
+def requests(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
+    """Path -> title -> {"value": body}."""
+    known = [row["question"] for row in catalogue.rows[:4]] or ["any"]
+    history = [{"question": question, "correct": index % 2} for index, question in enumerate(known)]
+    timed = [event | {"timestamp": f"2026-03-02 16:0{index}:00"} for index, event in enumerate(history)]
+    student = {"history": history, "targets": known[:2]}
+    bodies: dict[str, dict[str, Any]] = {
+        "/predict": {
+            "a student": student | {"explain": True},
+            "with times": {"history": timed, "targets": known[:1], "at": "2026-03-02 16:05:00"},
+            "cold start": {"history": [], "targets": known[:1]},
+            "a new question": {"history": history, "targets": [{"question": "new", "concepts": ["1"]}]},
+        },
+        "/predict:batch": {"two students, and one that is refused": {"students": [student, {"targets": known}, {}]}},
+        "/knowledge-state": {"a student": {"history": history, "limit": 5}},
+    }
+    return {path: {title: {"value": body} for title, body in titled.items()} for path, titled in bodies.items()}

@@ -1,0 +1,83 @@
+"""`POST /v1/predict:batch`: many students in one request, each answered or refused by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from dkt_ray.data.query import Query
+from dkt_ray.serving import edge
+from dkt_ray.serving.contract import MAX_ROWS, FieldError, PredictRequest
+from dkt_ray.serving.requests import query
+
+logger = logging.getLogger(__name__)
+
+
+class Item(NamedTuple):
+    """One student of the request."""
+
+    request: PredictRequest
+    query: Query
+
+
+Fields = dict[str, Any]
+AnswerItem = Callable[[Item], Awaitable[Fields]]
+
+
+async def items(students: Sequence[Any], answer: AnswerItem) -> list[Fields]:
+    """The items of the reply, in the order of the students; all are asked at once, so that batching can fuse them.
+
+    Args:
+        students: raw JSON values.
+        answer: the fields of `PredictResponse`; where it raises for all students it raises here.
+
+    Raises:
+        FieldError: too many rows together.
+    """
+    read = [_read(value, f"/students/{index}") for index, value in enumerate(students)]
+    good = {index: item for index, item in enumerate(read) if isinstance(item, Item)}
+    rows = sum(item.query.rows for item in good.values())
+    if rows > MAX_ROWS:
+        message = f"{rows} events and targets; expected at most {MAX_ROWS} together: send fewer students a request"
+        raise FieldError("/students", message)
+    answered = await asyncio.gather(*(answer(item) for item in good.values()), return_exceptions=True)
+    failed = [each for each in answered if isinstance(each, BaseException)]
+    if failed and len(failed) == len(good):
+        raise failed[0]
+    told = {index: _told(fields) for index, fields in zip(good, answered, strict=True)}
+    return [told[index] if index in told else _refused(item) for index, item in enumerate(read)]
+
+
+def _read(value: Any, pointer: str) -> Item | list[dict[str, str]]:
+    """The item, or what is wrong with it; pointers lead into the whole request."""
+    try:
+        request = PredictRequest.model_validate(value)
+        return Item(request, query(request, request.targets))
+    except ValidationError as error:
+        problems = [edge.explain(each | {"loc": ("body", *each["loc"])}) for each in error.errors(include_url=False)]
+    except FieldError as error:
+        problems = [{"pointer": error.pointer, "message": error.message}]
+    return [problem | {"pointer": pointer + problem["pointer"]} for problem in problems]
+
+
+def _told(answered: Fields | BaseException) -> Fields:
+    if not isinstance(answered, BaseException):
+        return {"status": HTTPStatus.OK.value, "answer": answered}
+    logger.error("a student of a batch was not scored", exc_info=answered)
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An error on our side; the log has it")
+
+
+def _refused(item: Item | list[dict[str, str]]) -> Fields:
+    assert not isinstance(item, Item)
+    detail = f"{item[0]['pointer']}: {item[0]['message']}"
+    return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, item)
+
+
+def _problem(status: HTTPStatus, detail: str, errors: Sequence[dict[str, str]] = ()) -> Fields:
+    problem: Fields = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    return {"status": status.value, "problem": problem | ({"errors": list(errors)} if errors else {})}

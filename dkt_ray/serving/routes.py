@@ -1,0 +1,102 @@
+"""The routes that score: a request is read, asked of the bundle that answers the student, and replied to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+from fastapi import APIRouter, Response
+from pydantic_core import to_json
+
+from dkt_ray.data.query import Query
+from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.registry.catalogue import Catalogue
+from dkt_ray.serving import edge, examples, predict_batch, replies
+from dkt_ray.serving.contract import (
+    BatchRequest,
+    BatchResponse,
+    FieldError,
+    KnowledgeRequest,
+    KnowledgeResponse,
+    PredictRequest,
+    PredictResponse,
+    Target,
+)
+from dkt_ray.serving.predict_batch import Item
+from dkt_ray.serving.predictor import Predictor, mastery, shown_concepts
+from dkt_ray.serving.requests import query
+
+
+class Served(NamedTuple):
+    """A bundle that answers here."""
+
+    predictor: Predictor
+    answer: Callable[[Query], Awaitable[Scores]]  # directly in a test, through dynamic batching in a replica
+
+
+Choose = Callable[[str | None], Served]  # which bundle answers a student; None: the one that the alias points to
+
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "the body is not JSON", "content": {edge.PROBLEM: {}}},
+    413: {"description": "the body is over 8 MB", "content": {edge.PROBLEM: {}}},
+    415: {"description": "the body is not announced as JSON", "content": {edge.PROBLEM: {}}},
+    422: {"description": "a field is wrong; `errors` names it", "content": {edge.PROBLEM: {}}},
+    429: {"description": "too many requests are waiting; try again after `Retry-After` seconds"},
+}
+
+
+def scoring(choose: Choose) -> APIRouter:
+    """The routes that score, for the bundles that answer here."""
+    router = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    async def predict(request: PredictRequest) -> Response:
+        """The probability that the student answers each target right."""
+        predictor, answer = choose(request.student)
+        scores = await answer(query(request, request.targets))
+        return reply(replies.predicted(predictor, request, scores))
+
+    async def batch(request: BatchRequest) -> Response:
+        """The same for up to 256 students, each answered or refused by itself."""
+
+        async def one(item: Item) -> dict[str, Any]:
+            predictor, answer = choose(item.request.student)
+            return replies.predicted(predictor, item.request, await answer(item.query))
+
+        return reply({"items": await predict_batch.items(request.students, one)})
+
+    async def knowledge_state(request: KnowledgeRequest) -> Response:
+        """Mastery per concept: the mean probability over at most three questions that stand for the concept."""
+        predictor, answer = choose(request.student)
+        probes = predictor.catalogue.probes(_concepts(request, predictor.catalogue))
+        questions = list(dict.fromkeys(question for several in probes.values() for question in several))
+        scores = await answer(query(request, [Target(question=question) for question in questions]))
+        mastered = [each._asdict() for each in mastery(probes, questions, scores)]
+        return reply(replies.about(predictor, request, scores) | {"concepts": mastered})
+
+    told = examples.requests(choose(None).predictor.catalogue)
+    for path, endpoint, response in (
+        ("/predict", predict, PredictResponse),
+        ("/predict:batch", batch, BatchResponse),
+        ("/knowledge-state", knowledge_state, KnowledgeResponse),
+    ):
+        extra = {"requestBody": {"content": {"application/json": {"examples": told[path]}}}}
+        router.add_api_route(path, endpoint, methods=["POST"], response_model=response, openapi_extra=extra)
+    return router
+
+
+def _concepts(request: KnowledgeRequest, catalogue: Catalogue) -> list[str]:
+    if request.concepts is None:
+        history = [event.question for event in request.history]
+        given = [event.concepts or [] for event in request.history]
+        return shown_concepts(catalogue, history, given, request.limit)
+    known = catalogue.probes(request.concepts)
+    for index, concept in enumerate(request.concepts):
+        if concept not in known:
+            raise FieldError(f"/concepts/{index}", "is not a concept of the model; GET /v1/questions lists them")
+    return request.concepts
+
+
+def reply(content: dict[str, Any]) -> Response:
+    """JSON; its `model_version`, where it has one, is in the header too."""
+    version = content.get("model_version")
+    return Response(to_json(content), headers=version and {edge.VERSION: version}, media_type="application/json")

@@ -1,0 +1,99 @@
+"""The routes beside /v1/predict: what they answer, and what each wrong request is told."""
+
+import asyncio
+
+import pytest
+from fastapi.testclient import TestClient
+
+from dkt_ray.serving.api import Served, build_app
+from dkt_ray.serving.batching import Batcher
+from dkt_ray.serving.contract import BatchResponse
+from tests.requests import event, post
+
+BATCH = "/v1/predict:batch"
+
+
+def test_a_batch_answers_each_student_as_alone_and_refuses_the_wrong_ones_alone(client, known):
+    good = [
+        {"targets": known[:2]},
+        {"history": [event(known[0], 1)], "targets": [known[1], "new"], "explain": True},
+        {"history": [event(known[0], 1, timestamp=1772467200)], "targets": known[:1], "student": "s"},
+    ]
+    bad = [
+        (7, "/students/1", "dictionary"),
+        ({"targets": ["q"], "history": [event(correct=2)]}, "/students/3/history/0/correct", "equal to 1"),
+        ({}, "/students/4/targets", "is missing"),
+        (
+            {"targets": ["q"], "history": [event(timestamp=2), event(timestamp=1)]},
+            "/students/6/history/1/timestamp",
+            "oldest first",
+        ),
+        ({"targets": ["q"], "wrong": 1}, "/students/7/wrong", "is not a known field"),
+        ({"targets": ["q"], "half\ud800": 1}, "/students/8", ""),
+    ]
+    students = [good[0], bad[0][0], good[1], bad[1][0], bad[2][0], good[2], bad[3][0], bad[4][0], bad[5][0]]
+    answer = post(client, {"students": students}, BATCH)
+    assert answer.status_code == 200
+    items = answer.json()["items"]
+    BatchResponse.model_validate(answer.json())
+    assert [item["status"] for item in items] == [200, 422, 200, 422, 422, 200, 422, 422, 422]
+    assert [items[index]["answer"] for index in (0, 2, 5)] == [post(client, body).json() for body in good]
+    for index, (_, pointer, message) in zip((1, 3, 4, 6, 7, 8), bad, strict=True):
+        problem = items[index]["problem"]
+        assert problem["errors"][0]["pointer"] == pointer
+        assert message in problem["detail"]
+        assert problem["status"] == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "message"),
+    [
+        ({}, "/students", "is missing"),
+        ({"students": []}, "/students", "at least 1 item"),
+        ({"students": [{"targets": ["q"]}] * 257}, "/students", "at most 256"),
+        ({"students": [{"targets": ["q"] * 9000}] * 6}, "/students", "at most 50000 together"),
+    ],
+)
+def test_a_batch_that_is_wrong_as_a_whole_is_refused(client, body, pointer, message):
+    answer = post(client, body, BATCH)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == pointer
+    assert message in answer.json()["detail"]
+
+
+def test_students_of_a_batch_are_scored_together_and_one_that_crashes_takes_no_other_with_it(predictor, known):
+    sizes = []
+
+    def score(queries):
+        sizes.append(len(queries))
+        if any("crash" in query.target for query in queries):
+            raise RuntimeError("the secret of the house")
+        return predictor.answer(queries)
+
+    batcher = Batcher(score, 256, 10_000)
+    with TestClient(build_app(lambda student: Served(predictor, batcher)), raise_server_exceptions=False) as client:
+        fine = post(client, {"students": [{"targets": known[:1]}] * 50}, BATCH)
+        assert {item["status"] for item in fine.json()["items"]} == {200}
+        assert max(sizes) > 1
+        mixed = post(client, {"students": [{"targets": known[:1]}, {"targets": ["crash"]}]}, BATCH)
+        assert [item["status"] for item in mixed.json()["items"]] == [200, 500]
+        assert "secret" not in mixed.text
+        assert post(client, {"students": [{"targets": ["crash"]}]}, BATCH).status_code == 500
+
+
+def test_each_student_of_a_batch_is_answered_by_the_bundle_that_is_chosen_for_them(predictor, known):
+    asked = []
+
+    def choose(student):
+        asked.append(student)
+
+        async def answer(query):
+            await asyncio.sleep(0)
+            return predictor.answer([query])[0]
+
+        return Served(predictor, answer)
+
+    with TestClient(build_app(choose)) as client:
+        asked.clear()
+        post(client, {"students": [{"targets": known[:1], "student": name} for name in ("a", "b", "a")]}, BATCH)
+    assert asked == ["a", "b", "a"]
