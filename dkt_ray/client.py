@@ -33,6 +33,7 @@ from dkt_ray.serving.contract import (
     ModelsResponse,
     PredictRequest,
     PredictResponse,
+    ScoreResponse,
     Target,
 )
 
@@ -141,6 +142,18 @@ class Client:
         """Mastery per concept."""
         body = _student(history, student, at) | _given(concepts=concepts, limit=limit)
         return self._post("/v1/knowledge-state", KnowledgeResponse, body)
+
+    def score(
+        self,
+        history: Events = (),
+        *,
+        student: str | None = None,
+        at: datetime | None = None,
+        target_set: str | None = None,
+    ) -> ScoreResponse:
+        """0 to 100: how much of a set of questions the student is expected to answer right."""
+        body = _student(history, student, at) | _given(target_set=target_set)
+        return self._post("/v1/score", ScoreResponse, body)
 
     def models(self) -> ModelsResponse:
         """The bundle that answers."""

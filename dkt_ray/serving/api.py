@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from dkt_ray import __version__
 from dkt_ray.data.query import Query
 from dkt_ray.serving import edge
-from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse
+from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
 from dkt_ray.serving.predictor import describe
 from dkt_ray.serving.routes import PROBLEMS, Choose, Served, reply, scoring
 
@@ -22,12 +22,13 @@ __all__ = ["Choose", "Served", "build_app"]
 DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
-def build_app(choose: Choose, names_requests: bool = True) -> FastAPI:
+def build_app(choose: Choose, names_requests: bool = True, score_sets: ScoreSets | None = None) -> FastAPI:
     """Make the app.
 
     Args:
         choose: asked once per request; many may be in flight at once.
         names_requests: whether responses get X-Request-Id here; false where a proxy in front does that.
+        score_sets: name -> questions of a set that `/v1/score` can be asked for.
     """
     app = FastAPI(
         title="dkt-ray",
@@ -36,7 +37,7 @@ def build_app(choose: Choose, names_requests: bool = True) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(scoring(choose))
+    app.include_router(scoring(choose, score_sets or {}))
     app.include_router(_reading(choose))
     edge.install(app, choose(None).predictor.version, names_requests)
     return app

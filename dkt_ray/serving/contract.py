@@ -68,6 +68,7 @@ class Target(Part):
     concepts: Concepts | None = None
 
 
+ScoreSets = dict[Identifier, Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MAX_TARGETS)]]
 History = Annotated[
     list[Event],
     Field(max_length=MAX_ROWS, fail_fast=True, description="answered questions, oldest first; may be empty"),
@@ -105,6 +106,14 @@ class KnowledgeRequest(StudentRequest):
     limit: Annotated[int, Field(strict=True, ge=1, le=MAX_CONCEPTS)] = 20
 
 
+class ScoreRequest(StudentRequest):
+    """A student whose score is asked for."""
+
+    target_set: Identifier = Field(
+        "default", description="a set that the service was started with; default: the 100 most answered questions"
+    )
+
+
 class Reply(BaseModel):
     """What every reply about a student says."""
 
@@ -137,6 +146,15 @@ class PredictResponse(Reply):
         None, description="how much each member that answered counts: parts of 1; with `explain` only"
     )
     predictions: list[Prediction]
+
+
+class ScoreResponse(Reply):
+    """How much of a set of questions the student is expected to answer right."""
+
+    score: float = Field(description="0 to 100: 100 x the mean probability of a right answer over the set")
+    target_set: str
+    questions: int = Field(description="questions in the set")
+    unknown_questions: list[str] = Field([], description="those of them that the model does not know")
 
 
 class FieldProblem(BaseModel):

@@ -24,7 +24,7 @@ from dkt_ray.registry.store import Registry
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.breaker import BreakerConfig, Breakers
-from dkt_ray.serving.contract import MAX_ROWS
+from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
@@ -59,6 +59,8 @@ class ServeArgs(Config):
     """Requests that one replica works on at a time."""
     max_queued_requests: int = Field(default=256, ge=1)
     """Requests that wait for a replica; more are answered with 429."""
+    score_sets: ScoreSets = Field(default={})
+    """Name -> questions of a set that `/v1/score` can be asked for; `default`: the 100 most answered ones."""
     num_cpus: float = Field(default=0.5, gt=0)
     """Logical CPUs that a replica reserves."""
     graceful_shutdown_s: float = Field(default=20.0, gt=0)
@@ -96,7 +98,8 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the app is made in the replica, after the bundle was loaded."""
         served = Served(self._predictor, self._batcher)
-        return build_app(lambda student: served, names_requests=False)  # Serve's proxy names them
+        sets = self._args.score_sets
+        return build_app(lambda student: served, names_requests=False, score_sets=sets)  # Serve's proxy names them
 
     def arguments(self) -> ServeArgs:
         """What this replica runs, its bundle as a digest: what a rollout goes back to."""

@@ -22,5 +22,6 @@ def requests(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
         },
         "/predict:batch": {"two students, and one that is refused": {"students": [student, {"targets": known}, {}]}},
         "/knowledge-state": {"a student": {"history": history, "limit": 5}},
+        "/score": {"a student": {"history": history}, "an unknown student": {"target_set": "default"}},
     }
     return {path: {title: {"value": body} for title, body in titled.items()} for path, titled in bodies.items()}

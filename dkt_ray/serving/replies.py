@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dkt_ray.ensemble.scorer import Scores
-from dkt_ray.serving.contract import PredictRequest, StudentRequest, Target
+from dkt_ray.serving.contract import PredictRequest, ScoreRequest, StudentRequest, Target
 from dkt_ray.serving.predictor import Predictor
 
 
@@ -36,6 +36,16 @@ def predicted(predictor: Predictor, request: PredictRequest, scores: Scores) -> 
         reply["weights"] = _weights(predictor, scores)
     reply["predictions"] = _predictions(request.targets, scores, request.explain)
     return reply
+
+
+def score(predictor: Predictor, request: ScoreRequest, questions: Sequence[str], scores: Scores) -> dict[str, Any]:
+    """The fields of `ScoreResponse`: the mean over the questions of the set (reference 10.5)."""
+    return about(predictor, request, scores) | {
+        "score": 100 * float(scores.probability.mean()),
+        "target_set": request.target_set,
+        "questions": len(questions),
+        "unknown_questions": unknown(questions, scores),
+    }
 
 
 def unknown(questions: Sequence[str], scores: Scores) -> list[str]:

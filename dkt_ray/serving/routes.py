@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from fastapi import APIRouter, Response
@@ -20,6 +20,9 @@ from dkt_ray.serving.contract import (
     KnowledgeResponse,
     PredictRequest,
     PredictResponse,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreSets,
     Target,
 )
 from dkt_ray.serving.predict_batch import Item
@@ -36,6 +39,8 @@ class Served(NamedTuple):
 
 Choose = Callable[[str | None], Served]  # which bundle answers a student; None: the one that the alias points to
 
+DEFAULT_SET: Final = "default"
+DEFAULT_SET_SIZE: Final = 100  # the most answered questions
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"description": "the body is not JSON", "content": {edge.PROBLEM: {}}},
     413: {"description": "the body is over 8 MB", "content": {edge.PROBLEM: {}}},
@@ -45,8 +50,12 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def scoring(choose: Choose) -> APIRouter:
-    """The routes that score, for the bundles that answer here."""
+def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
+    """The routes that score, for the bundles that answer here.
+
+    Args:
+        score_sets: name -> questions of a set that `/v1/score` can be asked for.
+    """
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
 
     async def predict(request: PredictRequest) -> Response:
@@ -69,19 +78,40 @@ def scoring(choose: Choose) -> APIRouter:
         predictor, answer = choose(request.student)
         probes = predictor.catalogue.probes(_concepts(request, predictor.catalogue))
         questions = list(dict.fromkeys(question for several in probes.values() for question in several))
-        scores = await answer(query(request, [Target(question=question) for question in questions]))
+        scores = await answer(query(request, _targets(questions)))
         mastered = [each._asdict() for each in mastery(probes, questions, scores)]
         return reply(replies.about(predictor, request, scores) | {"concepts": mastered})
+
+    async def score(request: ScoreRequest) -> Response:
+        """0 to 100: how much of a set of questions the student is expected to answer right."""
+        predictor, answer = choose(request.student)
+        questions = _score_set(request.target_set, score_sets, predictor.catalogue)
+        scores = await answer(query(request, _targets(questions)))
+        return reply(replies.score(predictor, request, questions, scores))
 
     told = examples.requests(choose(None).predictor.catalogue)
     for path, endpoint, response in (
         ("/predict", predict, PredictResponse),
         ("/predict:batch", batch, BatchResponse),
         ("/knowledge-state", knowledge_state, KnowledgeResponse),
+        ("/score", score, ScoreResponse),
     ):
         extra = {"requestBody": {"content": {"application/json": {"examples": told[path]}}}}
         router.add_api_route(path, endpoint, methods=["POST"], response_model=response, openapi_extra=extra)
     return router
+
+
+def _targets(questions: Sequence[str]) -> list[Target]:
+    return [Target.model_construct(question=question, test=None, concepts=None) for question in questions]
+
+
+def _score_set(name: str, sets: ScoreSets, catalogue: Catalogue) -> Sequence[str]:
+    if name in sets:
+        return sets[name]
+    if name != DEFAULT_SET or not catalogue.rows:
+        there = ", ".join(dict.fromkeys((DEFAULT_SET, *sets)))
+        raise FieldError("/target_set", f"is not a set of this service; expected one of {there}")
+    return [row["question"] for row in catalogue.rows[:DEFAULT_SET_SIZE]]
 
 
 def _concepts(request: KnowledgeRequest, catalogue: Catalogue) -> list[str]:

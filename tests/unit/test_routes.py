@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from fastapi.testclient import TestClient
 
+from dkt_ray.data.query import Query, gather
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.contract import BatchResponse
@@ -97,3 +98,41 @@ def test_each_student_of_a_batch_is_answered_by_the_bundle_that_is_chosen_for_th
         asked.clear()
         post(client, {"students": [{"targets": known[:1], "student": name} for name in ("a", "b", "a")]}, BATCH)
     assert asked == ["a", "b", "a"]
+
+
+SCORE = "/v1/score"
+SETS = {"entrance": ("A000000000", "never seen", "A001001011"), "default": ("A000000000",)}
+
+
+@pytest.fixture(scope="module")
+def scoring(predictor):
+    async def answer(query):
+        return predictor.answer([query])[0]
+
+    with TestClient(build_app(lambda student: Served(predictor, answer), score_sets=SETS)) as client:
+        yield client
+
+
+def test_a_score_is_100_times_the_mean_probability_as_the_offline_scorer_has_it(scoring, predictor, known):
+    history = [event(question, index % 2) for index, question in enumerate(known[:8])]
+    found = post(scoring, {"history": history, "target_set": "entrance"}, SCORE).json()
+    query = Query(known[:8], [0, 1] * 4, SETS["entrance"])
+    expected = 100 * predictor.score(*gather([query])).probability.mean()
+    assert found["score"] == pytest.approx(expected, abs=1e-9)
+    assert (found["target_set"], found["questions"], found["unknown_questions"]) == ("entrance", 3, ["never seen"])
+    wrong = [each | {"correct": 0} for each in history]
+    assert post(scoring, {"history": wrong, "target_set": "entrance"}, SCORE).json()["score"] < found["score"]
+
+
+def test_the_default_set_is_the_most_answered_questions_unless_it_is_given(client, scoring, predictor, known):
+    assert post(client, {}, SCORE).json()["questions"] == min(100, len(known))
+    assert post(scoring, {}, SCORE).json()["questions"] == 1
+
+
+def test_a_set_that_is_not_there_is_refused_with_those_that_are(client, scoring):
+    for which, there in ((client, "default"), (scoring, "default, entrance")):
+        answer = post(which, {"target_set": "Ada"}, SCORE)
+        assert answer.status_code == 422
+        assert answer.json()["errors"] == [
+            {"pointer": "/target_set", "message": f"is not a set of this service; expected one of {there}"}
+        ]
