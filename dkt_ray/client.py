@@ -63,7 +63,7 @@ class RefusedError(DktError):
         self.request_id = request_id
 
 
-class UnavailableError(DktError):
+class NoAnswerError(DktError):
     """No answer within the deadline.
 
     Attributes:
@@ -185,7 +185,7 @@ class Client:
 
         Raises:
             RefusedError: the request is wrong.
-            UnavailableError: no answer within the deadline.
+            NoAnswerError: no answer within the deadline.
         """
         request_id = uuid.uuid4().hex
         end = time.monotonic() + self._deadline_s
@@ -209,7 +209,7 @@ class Client:
             else:
                 wait_s += random.uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (tried - len(self._urls))))
             if time.monotonic() + wait_s >= end:
-                raise UnavailableError(reason, self._deadline_s, tried, request_id)
+                raise NoAnswerError(reason, self._deadline_s, tried, request_id)
             time.sleep(wait_s)
         raise AssertionError("the tries have no end but the deadline")
 

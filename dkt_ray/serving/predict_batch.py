@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from dkt_ray.data.query import Query
+from dkt_ray.errors import OverloadedError
 from dkt_ray.serving import edge
 from dkt_ray.serving.contract import MAX_ROWS, FieldError, PredictRequest
 from dkt_ray.serving.requests import query
@@ -34,10 +35,11 @@ async def items(students: Sequence[Any], answer: AnswerItem) -> list[Fields]:
 
     Args:
         students: raw JSON values.
-        answer: the fields of `PredictResponse`; where it raises for all students it raises here.
+        answer: the fields of `PredictResponse`; what it raises for all students is raised here.
 
     Raises:
         FieldError: too many rows together.
+        OverloadedError: too much is waiting: the request can be sent again as it is.
     """
     read = [_read(value, f"/students/{index}") for index, value in enumerate(students)]
     good = {index: item for index, item in enumerate(read) if isinstance(item, Item)}
@@ -47,8 +49,9 @@ async def items(students: Sequence[Any], answer: AnswerItem) -> list[Fields]:
         raise FieldError("/students", message)
     answered = await asyncio.gather(*(answer(item) for item in good.values()), return_exceptions=True)
     failed = [each for each in answered if isinstance(each, BaseException)]
-    if failed and len(failed) == len(good):
-        raise failed[0]
+    for error in failed:
+        if len(failed) == len(good) or isinstance(error, OverloadedError):
+            raise error
     told = {index: _told(fields) for index, fields in zip(good, answered, strict=True)}
     return [told[index] if index in told else _refused(item) for index, item in enumerate(read)]
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from dkt_ray import client as module
-from dkt_ray.client import Client, RefusedError, UnavailableError
+from dkt_ray.client import Client, NoAnswerError, RefusedError
 from dkt_ray.errors import ConfigError
 from tests.requests import post
 
@@ -93,7 +93,7 @@ def test_a_refusal_that_is_no_problem_is_said_too(clock):
 
 def test_the_deadline_covers_tries_and_pauses_and_each_try_is_told_its_share(clock):
     service = Service(clock, httpx.ReadTimeout("slow"), takes_s=2.0)
-    with pytest.raises(UnavailableError, match=r"within 7 s, .*ReadTimeout at http://a") as caught:
+    with pytest.raises(NoAnswerError, match=r"within 7 s, .*ReadTimeout at http://a") as caught:
         service.client(deadline_s=7, try_s=2).ready()
     assert clock.now <= 100 + 7 + 2
     assert caught.value.tries == len(service.seen) >= 3
@@ -110,7 +110,7 @@ def test_pauses_grow_and_are_as_long_as_the_service_asks(clock, monkeypatch):
     clock.pauses.clear()
     Service(clock, httpx.Response(429, headers={"retry-after": "3"}), ready()).client().ready()
     assert clock.pauses == [3.1]
-    with pytest.raises(UnavailableError, match="429"):  # at once: it would be too late
+    with pytest.raises(NoAnswerError, match="429"):  # at once: it would be too late
         Service(clock, httpx.Response(429, headers={"retry-after": "60"})).client().ready()
     assert len(clock.pauses) == 1
 
@@ -126,7 +126,7 @@ def test_the_next_address_is_tried_without_a_pause_and_kept(clock):
 
 def test_dead_addresses_are_tried_in_turn(clock):
     service = Service(clock, httpx.ConnectError("refused"))
-    with pytest.raises(UnavailableError):
+    with pytest.raises(NoAnswerError):
         service.client(["http://a", "http://b"], deadline_s=1).ready()
     assert service.hosts[:4] == ["a", "b", "a", "b"]
 

@@ -71,7 +71,7 @@ def test_students_of_a_batch_are_scored_together_and_one_that_crashes_takes_no_o
             raise RuntimeError("the secret of the house")
         return predictor.answer(queries)
 
-    batcher = Batcher(score, 256, 10_000)
+    batcher = Batcher(score, 256, 10_000, 10_000)
     with TestClient(build_app(lambda student: Served(predictor, batcher)), raise_server_exceptions=False) as client:
         fine = post(client, {"students": [{"targets": known[:1]}] * 50}, BATCH)
         assert {item["status"] for item in fine.json()["items"]} == {200}
@@ -80,6 +80,8 @@ def test_students_of_a_batch_are_scored_together_and_one_that_crashes_takes_no_o
         assert [item["status"] for item in mixed.json()["items"]] == [200, 500]
         assert "secret" not in mixed.text
         assert post(client, {"students": [{"targets": ["crash"]}]}, BATCH).status_code == 500
+        batcher._max_waiting_rows = 0  # all but the first are refused
+        assert post(client, {"students": [{"targets": known[:1]}] * 50}, BATCH).status_code == 429
 
 
 def test_each_student_of_a_batch_is_answered_by_the_bundle_that_is_chosen_for_them(predictor, known):
