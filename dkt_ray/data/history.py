@@ -68,6 +68,7 @@ class Targets:
     test: Coded  # [M], "" where unknown
     concepts: Coded  # [M], canonical, "" where none
     timestamp: Int64 | None = None  # [M], ms UTC: when the target is shown
+    seen: Int64 | None = None  # [M], after how many of its user's rows the target stands; None: after all of them
 
     @property
     def rows(self) -> int:

@@ -26,7 +26,8 @@ class Query:
     timestamp: Sequence[int] | None = None  # [T], ms UTC
     target_test: Sequence[str] | None = None  # [M]
     target_concepts: Sequence[str] | None = None  # [M]
-    at: int | None = None  # ms UTC: when the targets are shown
+    at: int | Sequence[int] | None = None  # ms UTC: when the targets are shown, all of them or each, [M]
+    seen: Sequence[int] | None = None  # [M] after how many of the past interactions each target stands; None: all
 
     @property
     def timing(self) -> tuple[bool, bool]:
@@ -54,18 +55,25 @@ def gather(queries: Sequence[Query]) -> tuple[Histories, Targets]:
         timestamp=_times(queries) if timed else None,
     )
     offsets = _offsets(len(query.target) for query in queries)
+    earlier = any(query.seen is not None for query in queries)
     targets = Targets(
         offsets,
         _coded(query.target for query in queries),
         _coded(query.target_test or [""] * len(query.target) for query in queries),
         _coded(query.target_concepts or [""] * len(query.target) for query in queries),
-        np.repeat(np.array([query.at for query in queries], np.int64), np.diff(offsets)) if shown else None,
+        _joined((query.at, len(query.target)) for query in queries) if shown else None,
+        _joined((len(q.question) if q.seen is None else q.seen, len(q.target)) for q in queries) if earlier else None,
     )
     return histories, targets
 
 
 def _times(queries: Iterable[Query]) -> Int64:
     return np.fromiter(chain.from_iterable(query.timestamp or () for query in queries), np.int64)
+
+
+def _joined(columns: Iterable[tuple[int | Sequence[int] | None, int]]) -> Int64:
+    """Columns one after another; one number stands for as many as are wanted."""
+    return np.concatenate([np.broadcast_to(np.array(numbers, np.int64), wanted) for numbers, wanted in columns])
 
 
 def _offsets(lengths: Iterable[int]) -> Int64:

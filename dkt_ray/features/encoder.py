@@ -49,7 +49,7 @@ def fit_histories(histories: Histories, fold: Int8, config: EncoderConfig) -> En
 
 
 def encode(histories: Histories, targets: Targets | None, state: EncoderState) -> Encoded:
-    """Encode histories, and targets that stand after each user's last row.
+    """Encode histories, and targets that stand after each user's last row, or after the first `seen` of them.
 
     Args:
         histories: U users with N rows.
@@ -66,12 +66,12 @@ def encode(histories: Histories, targets: Targets | None, state: EncoderState) -
     if targets is None:
         rows, numbers = _encoded(items, histories, queries, state)
         return Encoded(_rows(items, queries, rows, numbers, histories.correct))
-    lengths = np.repeat(histories.lengths, np.diff(targets.offsets)).astype(np.int32)
+    lengths = np.repeat(histories.lengths, np.diff(targets.offsets)) if targets.seen is None else targets.seen
     asked = _Queries(
         targets.offsets,
         histories.rows + np.arange(targets.rows),
-        lengths,
-        _target_visible(items, histories, targets, visible, lengths, state.config),
+        lengths.astype(np.int32),
+        _target_visible(items, histories, targets, visible, lengths.astype(np.int32), state.config),
         targets.timestamp,
     )
     both, place = _interleaved(queries, asked)
@@ -272,10 +272,10 @@ def _visible(items: _Items, histories: Histories, position: Int32, config: Encod
 def _target_visible(
     items: _Items, histories: Histories, targets: Targets, visible: Int32, lengths: Int32, config: EncoderConfig
 ) -> Int32:
-    """As if each target alone were appended to its user's history."""
+    """As if each target alone were appended to the rows that it stands after."""
     if config.bundle == "none" or not histories.rows:
         return lengths
-    last = np.repeat(histories.offsets[1:], np.diff(targets.offsets)) - 1
+    last = np.repeat(histories.offsets[:-1], np.diff(targets.offsets)) + lengths - 1
     same = items.test[items.of_row[np.maximum(last, 0)]] == items.test[items.of_row[histories.rows :]]
     together = (lengths > 0) & same & (targets.test.strings() != "")
     return np.where(together, visible[np.maximum(last, 0)], lengths).astype(np.int32)

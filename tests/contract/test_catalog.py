@@ -97,6 +97,12 @@ def test_many_targets_are_scored_as_one_by_one_and_as_in_the_batch_path(family, 
 
 
 @every_family
+@every_switch
+def test_targets_that_see_less_are_scored_as_after_less(family, switches, fitted, worlds, others):
+    w.check_targets_that_see_less(fitted(family, switches), others, worlds[switches].state)
+
+
+@every_family
 def test_ids_never_seen_and_empty_histories_are_scored(family, fitted, worlds, others):
     state, model = worlds["plain"].state, fitted(family)
     strangers = replace(

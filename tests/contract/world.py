@@ -125,6 +125,19 @@ def check_many_targets(model: Model, histories: Histories, state: EncoderState, 
         np.testing.assert_allclose(batch_path[rows.offsets[1:] - 1], together[:, index], **EQUAL)
 
 
+def check_targets_that_see_less(model: Model, histories: Histories, state: EncoderState, each: int = 9) -> None:
+    """Targets after some of the rows get what they get after a history that ends there; they stand in no order."""
+    targets = candidates(histories, each, seed=6)
+    lengths = np.repeat(histories.lengths, each)
+    seen = np.random.default_rng(7).integers(0, lengths + 1)
+    encoded = encode(histories, replace(targets, seen=seen), state)
+    together = model.score(encoded.past, encoded.targets).reshape(-1, each)
+    for index in range(each):
+        less = histories.head(seen[index::each])
+        alone = encode(less, one_target(targets, index), state)
+        np.testing.assert_allclose(model.score(alone.past, alone.targets), together[:, index], **EQUAL)
+
+
 def candidates(histories: Histories, each: int, seed: int) -> Targets:
     """`each` questions to be scored for every user, all standing after the last row."""
     rng = np.random.default_rng(seed)

@@ -201,6 +201,36 @@ def test_many_targets_equal_each_alone_and_the_appended_row(
         same(alone, last)
 
 
+@switches
+@given(SEEDS)
+@settings(max_examples=25, deadline=None)
+def test_a_target_that_sees_less_equals_the_same_target_after_less(
+    timestamp_is: str, bundle: str, timed: bool, seed: int
+) -> None:
+    state = fitted(timestamp_is, bundle, timed)
+    histories = random_histories(seed, 3, timed=timed)
+    rng = np.random.default_rng(seed)
+    offsets, asked = np.array([0, 7, 7, 15]), rng.integers(0, len(QUESTIONS), 15)
+    seen = rng.integers(0, np.repeat(histories.lengths, np.diff(offsets)) + 1)
+    targets = Targets(
+        offsets,
+        Coded.of([QUESTIONS[q] for q in asked]),
+        Coded.of([f"t{q // 4}" for q in asked]),
+        Coded.of([CONCEPTS[q % 5] for q in asked]),
+        10**12 + rng.integers(0, 10**9, 15) if timed else None,
+        seen,
+    )
+    together = encode(histories, targets, state)
+    same(together.past, encode(histories, None, state).past)
+    assert together.targets is not None
+    for index in range(15):
+        user = np.array([np.searchsorted(offsets, index, "right") - 1])
+        less = histories.select(user).head(seen[[index]])
+        alone = encode(less, targets_at(targets, index), state).targets
+        assert alone is not None
+        same(together.targets.take(np.array([index]), np.array([0, 1])), alone)
+
+
 def targets_at(targets: Targets, index: int) -> Targets:
     """One of the targets, for one user."""
     pick = np.array([index])
