@@ -138,9 +138,10 @@ class Client:
         at: datetime | None = None,
         concepts: Sequence[str] | None = None,
         limit: int | None = None,
+        steps: int | None = None,
     ) -> KnowledgeResponse:
-        """Mastery per concept."""
-        body = _student(history, student, at) | _given(concepts=concepts, limit=limit)
+        """Mastery per concept and head, now and after each of the last answers."""
+        body = _student(history, student, at) | _given(concepts=concepts, limit=limit, steps=steps)
         return self._post("/v1/knowledge-state", KnowledgeResponse, body)
 
     def score(

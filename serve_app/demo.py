@@ -69,7 +69,7 @@ class Service:
             student["at"] = at
         prediction, knowledge = await asyncio.gather(
             self._call("POST", "/v1/predict", student | {"targets": list(targets), "explain": True}),
-            self._call("POST", "/v1/knowledge-state", student | {"limit": page.MAX_CONCEPTS}),
+            self._call("POST", "/v1/knowledge-state", student | {"limit": page.MAX_CONCEPTS, "steps": 0}),
         )
         return page.read_future(prediction, knowledge)
 

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from dkt_ray.features.encoder import EncoderState
+from dkt_ray.features.structure import decompose
 from dkt_ray.schema import CONCEPT_SEPARATOR
 
 FILE: Final = "questions.parquet"
@@ -63,18 +64,36 @@ class Catalogue:
         return {concept: self._probes[concept] for concept in concepts if concept in self._probes}
 
     @cached_property
+    def heads(self) -> list[str]:
+        """All heads of question ids, the most answered first."""
+        return list(self._head_probes)
+
+    def head_probes(self, heads: Iterable[str]) -> dict[str, list[str]]:
+        """Up to `PROBES` questions for each known head of the given ones."""
+        return {head: self._head_probes[head] for head in heads if head in self._head_probes}
+
+    @cached_property
     def _probes(self) -> dict[str, list[str]]:
-        ranked = (
-            _exploded(self._frame)
-            .group_by("concept", maintain_order=True)
-            .agg(pl.col("question").head(PROBES), pl.col("count").sum())
-            .sort(["count", "concept"], descending=[True, False])
-        )
-        return dict(zip(ranked["concept"], ranked["question"].to_list(), strict=True))
+        return _ranked(_exploded(self._frame), "concept")
+
+    @cached_property
+    def _head_probes(self) -> dict[str, list[str]]:
+        head = pl.Series("head", decompose(self._frame["question"].to_numpy())["head"], pl.String)
+        return _ranked(self._frame.with_columns(head).filter(pl.col("head") != ""), "head")
 
     @cached_property
     def _frame(self) -> pl.DataFrame:
         return pl.DataFrame(self.content)
+
+
+def _ranked(frame: pl.DataFrame, key: str) -> dict[str, list[str]]:
+    """The first `PROBES` questions of each value of a column, the value with the most answers first."""
+    ranked = (
+        frame.group_by(key, maintain_order=True)
+        .agg(pl.col("question").head(PROBES), pl.col("count").sum())
+        .sort(["count", key], descending=[True, False])
+    )
+    return dict(zip(ranked[key], ranked["question"].to_list(), strict=True))
 
 
 def _exploded(frame: pl.DataFrame) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from dkt_ray.errors import InputError
 MAX_ROWS: Final = 50_000  # events and targets of one request
 MAX_TARGETS: Final = 10_000
 MAX_STUDENTS: Final = 256  # of one batch, within MAX_ROWS together
+MAX_STEPS: Final = 50
 MAX_CONCEPTS: Final = 3_000  # times 3 probes: within MAX_TARGETS
 MAX_CATALOGUE: Final = 100_000
 
@@ -103,7 +104,12 @@ class KnowledgeRequest(StudentRequest):
     concepts: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_CONCEPTS, fail_fast=True)] | None = Field(
         None, description="default: those of the history, the latest first, then the most answered ones"
     )
-    limit: Annotated[int, Field(strict=True, ge=1, le=MAX_CONCEPTS)] = 20
+    limit: Annotated[int, Field(strict=True, ge=1, le=MAX_CONCEPTS)] = Field(
+        20, description="most concepts (where none are given), and most heads; chosen alike"
+    )
+    steps: Annotated[int, Field(strict=True, ge=0, le=MAX_STEPS)] = Field(
+        MAX_STEPS, description="after how many of the last answers mastery is told too; 0: only now, which costs less"
+    )
 
 
 class ScoreRequest(StudentRequest):
@@ -189,18 +195,34 @@ class BatchResponse(BaseModel):
     items: list[BatchItem]
 
 
-class ConceptMastery(BaseModel):
+class Mastery(BaseModel):
+    """How well the student knows something: the mean probability of a right answer over its probes."""
+
+    mastery: float = Field(description="now")
+    probes: list[str] = Field(description="at most three questions that stand for it")
+    trajectory: list[float] | None = Field(
+        None, description="right after each of the last `steps` answers, the oldest first; at the time of that answer"
+    )
+
+
+class ConceptMastery(Mastery):
     """Mastery of one concept."""
 
     concept: str
-    mastery: float = Field(description="mean probability of a right answer over the probes")
-    probes: list[str] = Field(description="at most three questions that stand for the concept")
+
+
+class HeadMastery(Mastery):
+    """Mastery of the questions whose ids share a head: the three digits after `A`."""
+
+    head: str
 
 
 class KnowledgeResponse(Reply):
-    """Mastery of each concept that was asked for, in that order."""
+    """Mastery of each concept that was asked for, in that order, and of heads."""
 
+    steps: int = Field(0, description="how many of the last answers the trajectories cover")
     concepts: list[ConceptMastery]
+    heads: list[HeadMastery] = Field([], description="none where question ids do not have the form A + 3 x 3 digits")
 
 
 class CatalogueEntry(BaseModel):

@@ -21,7 +21,10 @@ def requests(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
             "a new question": {"history": history, "targets": [{"question": "new", "concepts": ["1"]}]},
         },
         "/predict:batch": {"two students, and one that is refused": {"students": [student, {"targets": known}, {}]}},
-        "/knowledge-state": {"a student": {"history": history, "limit": 5}},
+        "/knowledge-state": {
+            "a student, answer by answer": {"history": history, "limit": 5},
+            "only now": {"history": history, "limit": 5, "steps": 0},
+        },
         "/score": {"a student": {"history": history}, "an unknown student": {"target_set": "default"}},
     }
     return {path: {title: {"value": body} for title, body in titled.items()} for path, titled in bodies.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +15,6 @@ from dkt_ray.ensemble.scorer import Ask, Scores, ask_all
 from dkt_ray.registry import bundle
 from dkt_ray.registry.bundle import Bundle, Manifest
 from dkt_ray.registry.catalogue import Catalogue
-
-
-class Mastery(NamedTuple):
-    """How well a student knows a concept: the mean probability over its probe questions."""
-
-    concept: str
-    mastery: float
-    probes: list[str]
 
 
 class Predictor:
@@ -88,34 +80,6 @@ class Predictor:
     def answer(self, queries: Sequence[Query], ask: Ask = ask_all) -> list[Scores]:
         """Score many requests in one pass; each gets what it would get alone; see `Scorer.score_queries`."""
         return self._bundle.scorer.score_queries(queries, ask)
-
-
-def shown_concepts(
-    catalogue: Catalogue, history: Sequence[str], given: Sequence[Sequence[str]], limit: int
-) -> list[str]:
-    """Concepts worth showing for a student: those of the history, the latest first, then the most answered ones.
-
-    Args:
-        history: questions answered, oldest first.
-        given: concepts that the request brought with each of them (empty: look them up).
-    """
-    own = catalogue.concepts_of
-    met = [concept for q, concepts in zip(history, given, strict=True) for concept in (concepts or own.get(q, []))]
-    return list(dict.fromkeys([*reversed(met), *catalogue.concepts]))[:limit]
-
-
-def mastery(probes: Mapping[str, Sequence[str]], targets: Sequence[str], scores: Scores) -> list[Mastery]:
-    """Mean probability per concept.
-
-    Args:
-        probes: concept -> its probe questions, all of them in `targets`.
-        targets: the questions that `scores` are about.
-    """
-    at = {question: index for index, question in enumerate(targets)}
-    return [
-        Mastery(concept, float(scores.probability[[at[q] for q in questions]].mean()), list(questions))
-        for concept, questions in probes.items()
-    ]
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -17,11 +18,24 @@ def query(request: StudentRequest, targets: Sequence[Target]) -> Query:
     Raises:
         FieldError: too many rows together, events out of order, or only some of them timed.
     """
+    return replace(
+        of_known(request, [target.question for target in targets]),
+        target_test=[target.test or "" for target in targets],
+        target_concepts=[_canonical(target.concepts) for target in targets],
+    )
+
+
+def of_known(request: StudentRequest, questions: Sequence[str]) -> Query:
+    """A request as columns, asked for questions whose test and concepts the model knows.
+
+    Raises:
+        FieldError: as `query`.
+    """
     history = request.history
-    if len(history) + len(targets) > MAX_ROWS:
+    if len(history) + len(questions) > MAX_ROWS:
         raise FieldError(
             "/history",
-            f"{len(history)} events, {len(targets)} targets; expected at most {MAX_ROWS} together: send the latest",
+            f"{len(history)} events, {len(questions)} targets; expected at most {MAX_ROWS} together: send the latest",
         )
     return Query(
         question=[event.question for event in history],
@@ -29,9 +43,7 @@ def query(request: StudentRequest, targets: Sequence[Target]) -> Query:
         test=[event.test or "" for event in history],
         concepts=[_canonical(event.concepts) for event in history],
         timestamp=_times(history),
-        target=[target.question for target in targets],
-        target_test=[target.test or "" for target in targets],
-        target_concepts=[_canonical(target.concepts) for target in targets],
+        target=questions,
         at=None if request.at is None else _milliseconds(request.at),
     )
 

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.registry.catalogue import Catalogue
-from dkt_ray.serving import edge, examples, predict_batch, replies
+from dkt_ray.serving import edge, examples, knowledge, predict_batch, replies
 from dkt_ray.serving.contract import (
     BatchRequest,
     BatchResponse,
@@ -23,11 +23,10 @@ from dkt_ray.serving.contract import (
     ScoreRequest,
     ScoreResponse,
     ScoreSets,
-    Target,
 )
 from dkt_ray.serving.predict_batch import Item
-from dkt_ray.serving.predictor import Predictor, mastery, shown_concepts
-from dkt_ray.serving.requests import query
+from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.requests import of_known, query
 
 
 class Served(NamedTuple):
@@ -74,19 +73,17 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
         return reply({"items": await predict_batch.items(request.students, one)})
 
     async def knowledge_state(request: KnowledgeRequest) -> Response:
-        """Mastery per concept: the mean probability over at most three questions that stand for the concept."""
+        """Mastery per concept and head, now and after each of the last answers: a mean over at most three questions."""
         predictor, answer = choose(request.student)
-        probes = predictor.catalogue.probes(_concepts(request, predictor.catalogue))
-        questions = list(dict.fromkeys(question for several in probes.values() for question in several))
-        scores = await answer(query(request, _targets(questions)))
-        mastered = [each._asdict() for each in mastery(probes, questions, scores)]
-        return reply(replies.about(predictor, request, scores) | {"concepts": mastered})
+        plan = knowledge.plan(request, predictor.catalogue)
+        scores = await answer(knowledge.query(request, plan))
+        return reply(replies.about(predictor, request, scores) | knowledge.state(plan, scores.probability))
 
     async def score(request: ScoreRequest) -> Response:
         """0 to 100: how much of a set of questions the student is expected to answer right."""
         predictor, answer = choose(request.student)
         questions = _score_set(request.target_set, score_sets, predictor.catalogue)
-        scores = await answer(query(request, _targets(questions)))
+        scores = await answer(of_known(request, questions))
         return reply(replies.score(predictor, request, questions, scores))
 
     told = examples.requests(choose(None).predictor.catalogue)
@@ -101,10 +98,6 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
     return router
 
 
-def _targets(questions: Sequence[str]) -> list[Target]:
-    return [Target.model_construct(question=question, test=None, concepts=None) for question in questions]
-
-
 def _score_set(name: str, sets: ScoreSets, catalogue: Catalogue) -> Sequence[str]:
     if name in sets:
         return sets[name]
@@ -112,18 +105,6 @@ def _score_set(name: str, sets: ScoreSets, catalogue: Catalogue) -> Sequence[str
         there = ", ".join(dict.fromkeys((DEFAULT_SET, *sets)))
         raise FieldError("/target_set", f"is not a set of this service; expected one of {there}")
     return [row["question"] for row in catalogue.rows[:DEFAULT_SET_SIZE]]
-
-
-def _concepts(request: KnowledgeRequest, catalogue: Catalogue) -> list[str]:
-    if request.concepts is None:
-        history = [event.question for event in request.history]
-        given = [event.concepts or [] for event in request.history]
-        return shown_concepts(catalogue, history, given, request.limit)
-    known = catalogue.probes(request.concepts)
-    for index, concept in enumerate(request.concepts):
-        if concept not in known:
-            raise FieldError(f"/concepts/{index}", "is not a concept of the model; GET /v1/questions lists them")
-    return request.concepts
 
 
 def reply(content: dict[str, Any]) -> Response:

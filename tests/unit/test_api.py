@@ -315,32 +315,6 @@ def test_questions_are_the_most_answered_first(client, predictor):
     assert set(found["questions"][0]) == {"question", "test", "concepts", "count", "difficulty"}
 
 
-def test_knowledge_state_moves_with_the_answers(client, predictor, known):
-    def ask(correct):
-        history = [event(question, correct) for question in known[:10]]
-        return post(client, {"history": history, "limit": 5}, "/v1/knowledge-state").json()
-
-    right, wrong = ask(1), ask(0)
-    assert len(right["concepts"]) == 5
-    assert [each["concept"] for each in right["concepts"]] == [each["concept"] for each in wrong["concepts"]]
-    means = [np.mean([each["mastery"] for each in state["concepts"]]) for state in (right, wrong)]
-    assert means[0] > means[1]
-    probes = right["concepts"][0]["probes"]
-    asked = post(client, {"history": [event(q, 1) for q in known[:10]], "targets": probes}).json()["predictions"]
-    assert right["concepts"][0]["mastery"] == pytest.approx(np.mean([each["probability"] for each in asked]))
-
-
-def test_knowledge_state_of_given_concepts(client, predictor):
-    wanted = predictor.catalogue.concepts[-2:]
-    found = post(client, {"concepts": wanted}, "/v1/knowledge-state").json()
-    assert [each["concept"] for each in found["concepts"]] == wanted
-    assert found["cold_start"] is True
-    refused = post(client, {"concepts": [wanted[0], "alchemy"]}, "/v1/knowledge-state")
-    assert refused.status_code == 422
-    assert refused.json()["errors"][0]["pointer"] == "/concepts/1"
-    assert "alchemy" not in refused.text
-
-
 def test_openapi_examples_run_as_they_stand_and_every_route_has_some(client):
     for path, verbs in client.get("/openapi.json").json()["paths"].items():
         if "get" in verbs:

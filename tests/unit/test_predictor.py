@@ -7,7 +7,6 @@ import pytest
 
 from dkt_ray.data.history import Histories
 from dkt_ray.data.query import Query, gather
-from dkt_ray.serving import predictor as serving
 from tests import bundles
 
 
@@ -140,22 +139,3 @@ def test_difficulty_is_the_smoothed_share_of_wrong_answers(world, predictor):
     rows = world.histories.question.strings() == hardest["question"]
     wrong, overall = (world.histories.correct[rows] == 0).sum(), (world.histories.correct == 0).mean()
     assert hardest["difficulty"] == pytest.approx((wrong + 10 * overall) / (rows.sum() + 10), abs=2e-3)
-
-
-def test_shown_concepts_begin_with_the_students_latest(predictor):
-    of = predictor.catalogue.concepts_of
-    first, last = predictor.catalogue.rows[5]["question"], predictor.catalogue.rows[6]["question"]
-    shown = serving.shown_concepts(predictor.catalogue, [first, last, "new"], [[], [], ["mine"]], 50)
-    assert shown[0] == "mine"
-    assert set(shown[1 : 1 + len(of[last])]) == set(of[last])
-    assert set(shown) == {"mine", *predictor.catalogue.concepts}
-    assert len(serving.shown_concepts(predictor.catalogue, [first], [[]], 2)) == 2
-
-
-def test_mastery_is_the_mean_over_the_probes(predictor):
-    scores = predictor.answer([Query([], [], ["a", "b", "c"])])[0]
-    probes = {"x": ["a", "c"], "y": ["b"]}
-    found = serving.mastery(probes, ["a", "b", "c"], scores)
-    p = scores.probability
-    assert [(m.concept, m.probes) for m in found] == [("x", ["a", "c"]), ("y", ["b"])]
-    assert [m.mastery for m in found] == pytest.approx([(p[0] + p[2]) / 2, p[1]])
