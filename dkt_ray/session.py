@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 EVERYWHERE: Final = {
     "RAY_AUTH_MODE": "disabled",  # never left to Ray's default, which writes a token file; cluster.yaml sets `token`
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "dkt_ray.serving.front:middlewares",
 }
 ON_THIS_MACHINE: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port of Ray on 127.0.0.1

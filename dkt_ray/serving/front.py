@@ -1,0 +1,62 @@
+"""What runs in front of Serve: its own refusals as problem details, and no client that lifts its limits.
+
+Serve calls `middlewares` in its proxy, or in each replica where replicas are reached without one, when
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it (`session.EVERYWHERE`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from starlette.middleware import Middleware
+
+from dkt_ray.serving.edge import App, Message, Receive, Scope, Send, problem
+
+LIFTS_LIMITS: Final = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
+KEPT: Final = ("retry-after", "x-request-id")
+OF_SERVE: Final = {  # answers that Serve gives as plain text
+    408: "No answer was there within the service's time limit; send less in one request, or try again later",
+    429: "Too many requests are waiting; try again later",
+    500: "The request was lost on our side; it may be sent again",
+    503: "No replica can answer now; try again later",
+}
+
+
+class Front:
+    """ASGI middleware in front of Serve."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Serve's health check and routes
+            await self.app(scope, receive, send)
+            return
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in LIFTS_LIMITS]
+        replaced = False
+
+        async def explained(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start":
+                headers = {name.lower(): value for name, value in message.get("headers", [])}
+                plain = headers.get(b"content-type", b"").startswith(b"text/plain")
+                replaced = plain and message["status"] in OF_SERVE
+                if replaced:
+                    await _problem(scope["path"], message["status"], headers)(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self.app(scope, receive, explained)
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve puts in front of itself."""
+    return [Middleware(Front)]
+
+
+def _problem(path: str, status: int, headers: Mapping[bytes, bytes]) -> App:
+    kept = {name: headers[name.encode()].decode("latin-1") for name in KEPT if name.encode() in headers}
+    return problem(HTTPStatus(status), OF_SERVE[status], path, kept.get("x-request-id", ""), headers=kept)

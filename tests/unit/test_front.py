@@ -1,0 +1,68 @@
+"""In front of Serve: its plain refusals become problem details, and no header of a client lifts its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import httpx
+import pytest
+from ray.serve._private.http_util import configure_http_middlewares, convert_object_to_asgi_messages
+from ray.serve.config import HTTPOptions
+
+from dkt_ray.serving.edge import PROBLEM
+from dkt_ray.session import EVERYWHERE
+
+HEADERS = {"x-request-timeout-seconds": "0", "X-Request-Disconnect-Disabled": "?1", "x-request-id": "mine"}
+
+
+class Serve:
+    """Answers as Serve itself does, and keeps the headers that reach it."""
+
+    def __init__(self, status: int, content: Any = "Request dropped due to backpressure") -> None:
+        self.status, self.content, self.headers = status, content, {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.headers = dict(scope["headers"])
+        extra = [(b"retry-after", b"1"), (b"x-request-id", b"mine")]
+        for message in convert_object_to_asgi_messages(self.content, status_code=self.status, extra_headers=extra):
+            await send(message)
+
+    def get(self, path: str = "/v1/predict") -> httpx.Response:
+        for middleware in configure_http_middlewares(HTTPOptions()).middlewares:
+            app = middleware.cls(self)
+
+        async def get() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://serve") as client:
+                return await client.get(path, headers=HEADERS)
+
+        return asyncio.run(get())
+
+
+def test_serve_is_told_to_put_it_in_front():
+    name = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    assert os.environ[name] == EVERYWHERE[name]
+    assert len(configure_http_middlewares(HTTPOptions()).middlewares) == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_serves_own_refusals_are_problem_details(status):
+    found = Serve(status).get()
+    assert (found.status_code, found.headers["content-type"]) == (status, PROBLEM)
+    assert (found.headers["retry-after"], found.headers["x-request-id"]) == ("1", "mine")
+    assert found.json() == found.json() | {"status": status, "instance": "/v1/predict", "request_id": "mine"}
+    assert "backpressure" not in found.text
+
+
+def test_other_answers_pass_as_they_are():
+    assert Serve(200).get().text == "Request dropped due to backpressure"
+    assert Serve(503, {"a": 1}).get().json() == {"a": 1}
+    assert Serve(503, "not ready").get("/-/healthz").text == "not ready"
+
+
+def test_no_client_lifts_the_limits():
+    serve = Serve(200)
+    serve.get()
+    assert serve.headers[b"x-request-id"] == b"mine"
+    assert not [name for name in serve.headers if name.startswith((b"x-request-timeout", b"x-request-disconnect"))]
