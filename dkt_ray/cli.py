@@ -64,6 +64,12 @@ JOBS: Final = {
     "publish": Job("make a bundle of a run and put it into the registry", "pipelines.publish", "PublishConfig", "none"),
     "registry": Job("list, verify, promote or roll back bundles", "pipelines.registry", "RegistryConfig", "none"),
     "rollout": Job("replace the served bundle without losing a request", "serving.rollout", "RolloutConfig", "cluster"),
+    "rollback": Job(
+        "end a rollout that is at work, or serve the bundle before again",
+        "serving.rollback",
+        "RollbackConfig",
+        "cluster",
+    ),
     "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "lazy"),
     "champion": Job(
         "make the champion in one command: prepare, tune, ensemble, publish",

@@ -149,7 +149,7 @@ def _tune_config(config: DemoConfig) -> sweep.TuneConfig:
 def _serving(config: DemoConfig, bundle: str) -> Iterator[str]:
     """The API with the bundle, and the page beside it, for as long as the context lasts; gives the address."""
     settings = rollout.RolloutConfig(
-        bundle=bundle, store=config.store, host=config.host, port=config.port, reason="dkt demo"
+        bundle=bundle, store=config.store, host=config.host, port=config.port, gate=False, reason="dkt demo"
     )
     try:
         address: str = rollout.run(settings)["address"]

@@ -93,6 +93,16 @@ class Registry:
         self.store.download(f"bundles/{digest}", into)
         _check_digest((into / MANIFEST).read_bytes(), digest, f"{self.store.url}/bundles/{digest}")
 
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """A bundle's manifest as it is stored, unchecked.
+
+        Raises:
+            NotFoundError: no such bundle.
+        """
+        self._require(digest)
+        found: dict[str, Any] = self.store.read_json(_manifest(digest))
+        return found
+
     def list(self) -> Bundles:
         """All complete bundles, the newest first."""
         keys = self.store.list("bundles")
@@ -155,7 +165,7 @@ class Registry:
         return [moves[number] for number in sorted(moves)]
 
     def _entry(self, digest: str) -> BundleEntry:
-        manifest = self.store.read_json(_manifest(digest))
+        manifest = self.manifest(digest)
         published = self.store.read_json(f"bundles/{digest}.json")
         return BundleEntry(digest, published["published_at"], manifest.get("provenance", {}).get("metrics", {}))
 

@@ -27,6 +27,8 @@ from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.split import Split
+from dkt_ray.serving.traffic import Findings, Traffic
 from dkt_ray.storage import open_store
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class ServeArgs(Config):
     """Folder or s3://bucket/prefix."""
     bundle: str = "champion"
     """Digest of a bundle, or an alias: read once, when the application is built."""
+    challenger: str | None = None
+    """Digest or alias of a second bundle, loaded beside it while `dkt rollout` tries it out."""
     cache: str | None = None
     """Local folder for copies of bundles; unset: one in the system's temporary folder."""
     min_replicas: int = Field(default=1, ge=1)
@@ -81,25 +85,32 @@ class ReplicaError(DktError):
 
 @serve.ingress()
 class Replica:
-    """One process that serves one bundle; it is ready when the bundle is verified and warm."""
+    """One process that serves one bundle, or two in a rollout; it is ready when they are verified and warm."""
 
-    def __init__(self, args: ServeArgs, digest: str) -> None:
+    def __init__(self, args: ServeArgs, digest: str, challenger: str | None = None) -> None:
         keep_on_loopback()
         _one_thread()
-        self._args = args.model_copy(update={"bundle": digest})
-        cache = Path(args.cache) if args.cache else None
-        folder = local_copy(Registry(open_store(args.store)), digest, cache)
-        self._predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
-        self._breakers = Breakers(args.breaker)  # from here on: the golden requests tolerate nothing
-        answer = partial(self._predictor.answer, ask=self._breakers)
-        self._batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows)
+        self._args = args.model_copy(update={"bundle": digest, "challenger": challenger})
+        self._batchers: list[Batcher] = []
+        self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
+
+    def _load(self, digest: str) -> Served:
+        args = self._args
+        folder = local_copy(Registry(open_store(args.store)), digest, Path(args.cache) if args.cache else None)
+        predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
+        answer = partial(predictor.answer, ask=Breakers(args.breaker))  # the golden requests tolerated nothing
+        self._batchers.append(Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows))
         logger.info("bundle %s is ready", digest)
+        return Served(predictor, self._batchers[-1])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the app is made in the replica, after the bundle was loaded."""
-        served = Served(self._predictor, self._batcher)
-        sets = self._args.score_sets
-        return build_app(lambda student: served, names_requests=False, score_sets=sets)  # Serve's proxy names them
+        # Serve's proxy names the requests
+        return build_app(self._split.choose, names_requests=False, score_sets=self._args.score_sets)
+
+    def direct(self, traffic: Traffic) -> Findings:
+        """Deal requests between champion and challenger; see `Split.direct`."""
+        return self._split.direct(traffic)
 
     def arguments(self) -> ServeArgs:
         """What this replica runs, its bundle as a digest: what a rollout goes back to."""
@@ -107,8 +118,9 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise when scoring hangs: a thread cannot be stopped, a replica can."""
-        if self._batcher.busy_s > STUCK_S:
-            raise ReplicaError(f"one batch has been running for {self._batcher.busy_s:.0f} s")
+        busy_s = max(batcher.busy_s for batcher in self._batchers)
+        if busy_s > STUCK_S:
+            raise ReplicaError(f"one batch has been running for {busy_s:.0f} s")
 
 
 def application(args: ServeArgs) -> Application:
@@ -142,7 +154,8 @@ def application(args: ServeArgs) -> Application:
     )(Replica)
     registry = Registry(open_store(args.store))
     absolute = args.model_copy(update={"store": registry.store.url})  # replicas have working folders of their own
-    return deployment.bind(absolute, resolve(registry, args.bundle))
+    challenger = resolve(registry, args.challenger) if args.challenger else None
+    return deployment.bind(absolute, resolve(registry, args.bundle), challenger)
 
 
 def _one_thread() -> None:

@@ -1,187 +1,207 @@
 """(Ray) `dkt rollout`: replace the served bundle while requests flow, or leave everything as it was.
 
-verify the bundle in a process of its own -> deploy it (new replicas start before old ones stop) -> wait until every
-replica answers with it -> move the alias. On any failure the last good bundle is deployed again.
+verify in a process of its own -> preflight: is there room? -> gate: as good as the champion? -> shadow and canary,
+where wanted -> replace (new replicas start before old ones stop) -> watch -> move the alias. Whatever fails, the bundle
+before serves, and the exit code is not zero.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
-import httpx
 from pydantic import Field
-from ray import serve
-from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus
 
-from dkt_ray.config import Config, build
+from dkt_ray.config import build
 from dkt_ray.errors import BundleError, DktError, RolloutError
+from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.clean_process import verify_apart
+from dkt_ray.registry.clean_process import Budget, Footprint, check_size, verify_apart
+from dkt_ray.registry.gate import GateConfig
 from dkt_ray.registry.store import Registry
-from dkt_ray.serving.deployments import DEPLOYMENT, ServeArgs, application
-from dkt_ray.storage import open_store
+from dkt_ray.serving import service
+from dkt_ray.serving.deployments import ServeArgs
+from dkt_ray.serving.examination import examine
+from dkt_ray.serving.intent import Intent, Intents
+from dkt_ray.serving.preflight import check_room
+from dkt_ray.serving.service import APPLICATION, ServiceConfig
+from dkt_ray.serving.traffic import Findings, Traffic
+from dkt_ray.serving.trial import Trial, TrialConfig, direct, watch
+
+__all__ = ["APPLICATION", "RolloutConfig", "run"]
 
 logger = logging.getLogger(__name__)
 
-APPLICATION: Final = "api"
-REQUEST_TIMEOUT_S: Final = 30.0
-AGREEING_ANSWERS: Final = 10  # in a row, each over a connection of its own
-POLL_S: Final = 0.25
+TRIED: Final = ("shadow", "canary", "watch")  # stages that measure
+T = TypeVar("T")
 
 
-class RolloutConfig(Config):
+class RolloutConfig(ServiceConfig):
     """Settings of `dkt rollout`."""
 
     positional: ClassVar[str | None] = "bundle"
 
     bundle: str
     """Digest of the bundle to serve, or an alias that points to it."""
-    store: str = "data/store"
-    """Folder or s3://bucket/prefix."""
-    alias: str = "champion"
-    """Alias that moves to the bundle when it serves."""
-    host: str = "127.0.0.1"
-    """Address to listen on, where Serve is not running yet."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    """Port of the service."""
-    timeout_s: float = Field(default=180.0, gt=0)
-    """How long the new replicas may take."""
     verify_timeout_s: float = Field(default=120.0, gt=0)
     """How long the verification may take."""
+    budget: Budget = Budget()
+    gate: GateConfig | Literal[False] = GateConfig()
+    """Judge the bundle against the one that serves (or that the alias points to); false: leave that out, which the
+    alias's history then says. The first bundle of an alias has nobody to be judged against."""
+    trial: TrialConfig = TrialConfig()
     replicas: dict[str, Any] = Field(default_factory=dict)
     """Other arguments of the application, see ServeArgs (e.g. min_replicas); unset: as it is running."""
     reason: str = "rollout"
     """Why the alias moves; kept in its history."""
 
 
+class Stages:
+    """Runs the stages of a rollout: one line each, what it found, and the seconds that it took."""
+
+    def __init__(self, intents: Intents) -> None:
+        self.seconds: dict[str, float] = {}
+        self.found: dict[str, Any] = {}
+        self._intents = intents
+
+    def run(self, name: str, work: Callable[[], T], told: Callable[[T], str] = str) -> T:
+        """Do one stage, unless somebody asked to stop.
+
+        Args:
+            told: its figures, in words.
+        """
+        self._intents.check()
+        started = time.monotonic()
+        found = work()
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        self.found[name] = found
+        logger.info("rollout: %s: %.1f s: %s", name, self.seconds[name], told(found))
+        return found
+
+
 def run(config: RolloutConfig) -> dict[str, Any]:
     """Serve a bundle in place of the one that is running; start the service where nothing runs.
 
     Returns:
-        bundle, previous (what served before), alias, seconds, address.
+        bundle, previous (what served before), alias, address, seconds, stages (seconds of each), gate (its report, or
+        why there is none), trial (what shadow, canary and watch measured), recovered (what a killed rollout had left
+        half done, and how that ended).
 
     Raises:
+        ConflictError: another rollout of the alias is at work.
         RolloutError: the bundle is refused or did not come up; what served before serves, the alias has not moved.
     """
+    with config.intents.held():
+        recovered = service.recover(config)
+        return _roll_out(config) | {"recovered": recovered}
+
+
+def _roll_out(config: RolloutConfig) -> dict[str, Any]:
     started = time.monotonic()
-    registry = Registry(open_store(config.store))
+    registry, stages = config.registry, Stages(config.intents)
     digest = resolve(registry, config.bundle)
-    entry = registry.alias(config.alias)
+    entry, before = registry.alias(config.alias), service.running(config)
+    after = _arguments(config, digest, before)
     try:
-        verify_apart(local_copy(registry, digest), digest, config.verify_timeout_s)
+        footprint = stages.run("verify", lambda: _verify(registry, digest, config))
+        starting = max(service.replicas(), after.min_replicas)
+        both = 1 + (before is not None and config.trial.needs_both)
+        stages.run("preflight", lambda: check_room(after, starting, both * footprint.resident_mib))
+        champion = before.bundle if before else entry.bundle if entry else None
+        gate = stages.run("gate", lambda: _judged(registry, champion, digest, config), _gate_in_words)
     except BundleError as error:
         raise RolloutError(f"bundle {digest} is refused: {error}") from error
-    previous = _running(config)
-    if previous is None:
-        serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": REQUEST_TIMEOUT_S})
-    try:
-        deploy(_arguments(config, digest, previous), config)
-        registry.promote(config.alias, digest, entry.bundle if entry else None, config.reason)
-    except KeyboardInterrupt:
-        logger.warning("interrupted; %s", _restore(previous, config))
-        raise
-    except Exception as error:  # the border of the job: whatever went wrong, the old bundle must serve
-        raise RolloutError(f"bundle {digest} is not served: {error}; {_restore(previous, config)}") from error
+    if before is None:
+        service.start(config)
+    intent = Intent(action="rollout", before=before.model_dump() if before else None, after=after.model_dump())
+    with service.changing(intent, config):
+        old = _try_out(before, digest, config, stages) if before is not None else Findings()
+        stages.run("replace", lambda: service.deploy(after, config, config.intents), lambda _: f"{digest} serves")
+        if config.trial.watch_s:
+            stages.run("watch", lambda: watch(old, config.trial, config.intents))
+        reason = "; ".join(filter(None, (config.reason, gate.get("history"))))
+        registry.promote(config.alias, digest, entry.bundle if entry else None, reason)
     seconds = round(time.monotonic() - started, 1)
-    logger.info("bundle %s serves at %s after %.1f s", digest, _address(config), seconds)
+    logger.info("bundle %s serves at %s after %.1f s", digest, config.address, seconds)
     return {
         "bundle": digest,
-        "previous": previous.bundle if previous else None,
+        "previous": before.bundle if before else None,
         "alias": config.alias,
+        "address": config.address,
         "seconds": seconds,
-        "address": _address(config),
+        "stages": stages.seconds,
+        "gate": gate,
+        "trial": {name: found for name, found in stages.found.items() if name.startswith(TRIED)},
     }
 
 
-def deploy(args: ServeArgs, config: RolloutConfig) -> None:
-    """Deploy the application and wait until every replica answers with its bundle.
+def _try_out(before: ServeArgs, digest: str, config: RolloutConfig, stages: Stages) -> Findings:
+    """Shadow and canary, where the config wants them; returns what the version that serves did until now.
 
     Raises:
-        RolloutError: it failed, or took longer than `timeout_s`.
+        RolloutError: a limit is crossed, or somebody asked to stop; the champion answers everybody again.
     """
-    deadline = time.monotonic() + config.timeout_s
-    target = serve.RunTarget(application(args), name=APPLICATION, route_prefix="/")
-    serve.run_many([target], wait_for_applications_running=False)
-    agreeing, last = 0, ""
-    while agreeing < AGREEING_ANSWERS:
-        if time.monotonic() > deadline:
-            raise RolloutError(f"not up after {config.timeout_s} s ({last}); give more time with timeout_s")
-        last = _state()
-        answered = last == "RUNNING" and _version(config) == args.bundle
-        agreeing = agreeing + 1 if answered else 0
-        if not answered:
-            time.sleep(POLL_S)
-
-
-def _state() -> str:
-    """State of the application in one word, or in a few while replicas of two versions are there.
-
-    Raises:
-        RolloutError: the deployment failed.
-    """
-    found = serve.status().applications.get(APPLICATION)
-    if found is None:
-        return "not deployed"
-    replicas = found.deployments.get(DEPLOYMENT)
-    if found.status == ApplicationStatus.DEPLOY_FAILED:
-        message = (replicas.message if replicas else "") or found.message
-        raise RolloutError(f"its replicas do not start: {_last_line(message)}")
-    if found.status != ApplicationStatus.RUNNING or replicas is None:
-        return f"{found.status.value}"
-    others = {str(state): count for state, count in replicas.replica_states.items() if state != "RUNNING"}
-    return f"replicas: {others}" if any(others.values()) else "RUNNING"
-
-
-def _version(config: RolloutConfig) -> str | None:
-    """The bundle that answers now, asked over a new connection; None where nobody does."""
+    old = direct(service.handle(), Traffic())
+    if not config.trial.needs_both or before.bundle == digest:
+        return old
+    both = before.model_copy(update={"challenger": digest})
+    stages.run("load", lambda: service.deploy(both, config, config.intents), lambda _: "both bundles in every replica")
+    trial = Trial(config.trial, config.intents)
     try:
-        answer = httpx.get(f"{_address(config)}/v1/models", timeout=5.0, trust_env=False)
-    except httpx.HTTPError:
-        return None
-    return answer.json()["model_version"] if answer.status_code == httpx.codes.OK else None
+        if config.trial.shadow_requests:
+            stages.run("shadow", trial.shadow)
+        for share in config.trial.shares:
+            stages.run(f"canary {share:g}", partial(trial.canary, share))
+    except BaseException:
+        trial.end()
+        raise
+    return old
 
 
-def _running(config: RolloutConfig) -> ServeArgs | None:
-    """Arguments of the application that serves now, its bundle as a digest; None where none does.
+def _verify(registry: Registry, digest: str, config: RolloutConfig) -> Footprint:
+    check_size(registry.manifest(digest), config.budget)
+    return verify_apart(local_copy(registry, digest), digest, config.verify_timeout_s, config.budget)
+
+
+def _judged(registry: Registry, champion: str | None, digest: str, config: RolloutConfig) -> dict[str, Any]:
+    """The gate's report, which the store keeps; or why nobody judged.
 
     Raises:
-        RolloutError: it runs, but does not answer at the given address.
+        RolloutError: the bundle is not good enough, or cannot be judged.
     """
-    if APPLICATION not in serve.status().applications:
-        return None
-    if _version(config) is None:
+    if champion is None or champion == digest:
+        return {"skipped": "there is no champion yet" if champion is None else "it is the champion"}
+    if config.gate is False:
+        return {"skipped": "gate=false", "history": "gate left out"}
+    try:
+        old, new = (bundles.load(local_copy(registry, each), each) for each in (champion, digest))
+        report = examine(registry.store, old, new, config.gate)
+    except DktError as error:
         raise RolloutError(
-            f"application {APPLICATION} runs, but does not answer at {_address(config)}; give its address with "
-            "--set host=... --set port=..., or remove it with `serve shutdown`"
+            f"bundle {digest} cannot be judged against {champion}: {error}; name an evaluation set (gate.dataset, "
+            "gate.users), or leave the gate out (gate=false)"
+        ) from error
+    config.intents.files.write_json(f"gates/{digest}.json", report)
+    if report["passed"]:
+        return report
+    if not config.gate.override:
+        raise RolloutError(
+            f"bundle {digest} is refused by the gate: {'; '.join(report['failures'])}; publish a better one, or say "
+            "why it may serve with gate.override"
         )
-    handle = serve.get_app_handle(APPLICATION)
-    return handle.options(method_name="arguments").remote().result(timeout_s=REQUEST_TIMEOUT_S)
+    return report | {"history": f"gate overridden: {config.gate.override}"}
 
 
-def _arguments(config: RolloutConfig, digest: str, previous: ServeArgs | None) -> ServeArgs:
-    base = previous.model_dump() if previous else {}
-    return build(ServeArgs, base | config.replicas | {"store": config.store, "bundle": digest})
+def _gate_in_words(gate: Mapping[str, Any]) -> str:
+    if "skipped" in gate:
+        return f"left out: {gate['skipped']}"
+    verdict = "passed" if gate["passed"] else f"overridden, {'; '.join(gate['failures'])}"
+    return f"{verdict}: {gate['rows']} answers of {gate['users']} users, AUROC difference {gate['auc']['difference']}"
 
 
-def _restore(previous: ServeArgs | None, config: RolloutConfig) -> str:
-    """Go back to what served before; says how that went."""
-    if previous is None:
-        serve.delete(APPLICATION)
-        return "nothing served before, and nothing serves now"
-    try:
-        deploy(previous, config)
-    except (DktError, RayServeException) as error:
-        return f"the bundle before, {previous.bundle}, did not come back either: {error}"
-    return f"the bundle before, {previous.bundle}, serves"
-
-
-def _address(config: RolloutConfig) -> str:
-    return f"http://{config.host}:{config.port}"
-
-
-def _last_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason given")
+def _arguments(config: RolloutConfig, digest: str, before: ServeArgs | None) -> ServeArgs:
+    base = before.model_dump() if before else {}
+    return build(ServeArgs, base | config.replicas | {"store": config.store, "bundle": digest, "challenger": None})

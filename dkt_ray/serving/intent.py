@@ -1,0 +1,88 @@
+"""What a rollout is about to do, kept in the store from its first change to its last, so that a killed one is found.
+
+rollouts/<alias>/lease.json      who is at work: one rollout or rollback of an alias at a time
+rollouts/<alias>/current.json    what it is about to do, and what served before
+rollouts/<alias>/stop.json       somebody asks the one at work to give up
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from dkt_ray.config import Config, build
+from dkt_ray.errors import NotFoundError, RolloutError
+from dkt_ray.storage import Store
+from dkt_ray.storage.lease import lease
+
+CURRENT: Final = "current.json"
+STOP: Final = "stop.json"
+
+
+class Intent(Config):
+    """What is about to happen to a service."""
+
+    action: Literal["rollout", "rollback"]
+    before: dict[str, Any] | None
+    """Arguments of the application that served before; None: none did."""
+    after: dict[str, Any]
+    """Those of the one that is to serve."""
+
+    @property
+    def bundle(self) -> str:
+        """What is to serve; when the alias points to it, the action counts as done."""
+        return str(self.after["bundle"])
+
+
+@dataclass(frozen=True)
+class Intents:
+    """The intents about one alias."""
+
+    files: Store
+    alias: str
+
+    @classmethod
+    def of(cls, store: Store, alias: str) -> Intents:
+        """Those of an alias of a store."""
+        return cls(store.child(f"rollouts/{alias}"), alias)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others out while the context lasts.
+
+        Raises:
+            ConflictError: another rollout or rollback of the alias is at work.
+        """
+        with lease(self.files, f"rollout of {self.alias}"):
+            self.files.delete(STOP)  # it was meant for somebody before
+            yield
+
+    def pending(self) -> Intent | None:
+        """What was begun and not ended; None where all is done."""
+        try:
+            return build(Intent, self.files.read_json(CURRENT))
+        except NotFoundError:
+            return None
+
+    def begin(self, intent: Intent) -> None:
+        """Write down what is about to happen."""
+        self.files.write_json(CURRENT, intent.model_dump(mode="json"))
+
+    def end(self) -> None:
+        """All is done, or undone."""
+        self.files.delete(CURRENT)
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Have the rollout at work give up."""
+        self.files.write_json(STOP, {"reason": reason})
+
+    def check(self) -> None:
+        """Give up where somebody asked for that.
+
+        Raises:
+            RolloutError: somebody did.
+        """
+        if self.files.exists(STOP):
+            raise RolloutError(f"stopped: {self.files.read_json(STOP)['reason']}")

@@ -1,0 +1,240 @@
+"""(Ray) The service that runs: what serves, how another bundle takes its place, and how what is half done is ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+from pydantic import Field
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+
+from dkt_ray.config import Config, build
+from dkt_ray.errors import DktError, RolloutError
+from dkt_ray.registry.store import Registry
+from dkt_ray.serving.deployments import DEPLOYMENT, ServeArgs, application
+from dkt_ray.serving.intent import Intent, Intents
+from dkt_ray.storage import open_store
+
+logger = logging.getLogger(__name__)
+
+APPLICATION: Final = "api"
+REQUEST_TIMEOUT_S: Final = 30.0
+AGREEING_ANSWERS: Final = 10  # in a row, each over a connection of its own
+POLL_S: Final = 0.25
+
+
+class ServiceConfig(Config):
+    """Which service is changed, and where it is known."""
+
+    store: str = "data/store"
+    """Folder or s3://bucket/prefix."""
+    alias: str = "champion"
+    """Alias that says which bundle serves."""
+    host: str = "127.0.0.1"
+    """Address to listen on, where Serve is not running yet."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port of the service."""
+    timeout_s: float = Field(default=180.0, gt=0)
+    """How long new replicas may take."""
+
+    @property
+    def address(self) -> str:
+        """Where the service answers."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def registry(self) -> Registry:
+        """The registry of the store."""
+        return Registry(open_store(self.store))
+
+    @property
+    def intents(self) -> Intents:
+        """What is begun and not ended with the alias."""
+        return Intents.of(open_store(self.store), self.alias)
+
+
+def start(config: ServiceConfig) -> None:
+    """Start Serve where it does not run yet."""
+    serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": REQUEST_TIMEOUT_S})
+
+
+def handle() -> DeploymentHandle[Any]:
+    """The way to the replicas' methods, past the HTTP proxy."""
+    return serve.get_app_handle(APPLICATION)
+
+
+def deploy(args: ServeArgs, config: ServiceConfig, intents: Intents | None = None) -> None:
+    """Deploy the application and wait until every replica answers with its bundle.
+
+    Args:
+        intents: where somebody may ask to stop; None: nobody can.
+
+    Raises:
+        RolloutError: it failed, took longer than `timeout_s`, or somebody asked to stop.
+    """
+    deadline = time.monotonic() + config.timeout_s
+    target = serve.RunTarget(application(args), name=APPLICATION, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    agreeing, last, replicas_of = 0, "", handle()
+    while agreeing < AGREEING_ANSWERS:
+        if time.monotonic() > deadline:
+            raise RolloutError(f"not up after {config.timeout_s} s ({last}); give more time with timeout_s")
+        last = _state()
+        answered = last == "RUNNING" and version(config) == args.bundle and (agreeing or _all_run(args, replicas_of))
+        agreeing = agreeing + 1 if answered else 0
+        if not answered:
+            if intents is not None:
+                intents.check()
+            time.sleep(POLL_S)
+
+
+def version(config: ServiceConfig) -> str | None:
+    """The bundle that answers now, asked over a new connection; None where nobody does."""
+    try:
+        answer = httpx.get(f"{config.address}/v1/models", timeout=5.0, trust_env=False)
+    except httpx.HTTPError:
+        return None
+    return answer.json()["model_version"] if answer.status_code == httpx.codes.OK else None
+
+
+def running(config: ServiceConfig) -> ServeArgs | None:
+    """Arguments of the application that serves now, its bundles as digests; None where none does.
+
+    Raises:
+        RolloutError: it runs, but does not answer at the given address.
+    """
+    if APPLICATION not in serve.status().applications:
+        return None
+    if version(config) is None:
+        raise RolloutError(
+            f"application {APPLICATION} runs, but does not answer at {config.address}; give its address with "
+            "--set host=... --set port=..., or remove it with `serve shutdown`"
+        )
+    found: ServeArgs = handle().options(method_name="arguments").remote().result(timeout_s=REQUEST_TIMEOUT_S)
+    return found
+
+
+def replicas() -> int:
+    """Replicas that run now."""
+    found = serve.status().applications.get(APPLICATION)
+    deployment = found.deployments.get(DEPLOYMENT) if found else None
+    return sum(deployment.replica_states.values()) if deployment else 0
+
+
+@contextmanager
+def changing(intent: Intent, config: ServiceConfig) -> Iterator[None]:
+    """Write down what is about to happen; when it fails, what served before serves again.
+
+    Raises:
+        RolloutError: it failed; says why, and what serves now.
+    """
+    intents = config.intents
+    intents.begin(intent)
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("interrupted; %s", _undo(intent, config))
+        raise
+    except Exception as error:  # the border of the job: whatever went wrong, the old bundle must serve
+        raise RolloutError(f"bundle {intent.bundle} is not served: {error}; {_undo(intent, config)}") from error
+    intents.end()
+
+
+def _all_run(args: ServeArgs, replicas_of: DeploymentHandle[Any]) -> bool:
+    """Whether there are replicas, and all of them have these bundles."""
+    found: list[ServeArgs] = replicas_of.broadcast("arguments").results(timeout_s=REQUEST_TIMEOUT_S)
+    wanted = (args.bundle, args.challenger)
+    return bool(found) and all((each.bundle, each.challenger) == wanted for each in found)
+
+
+def _undo(intent: Intent, config: ServiceConfig) -> str:
+    done, how = _restore(_args(intent.before), config)
+    if done:
+        config.intents.end()
+    return how
+
+
+def _restore(before: ServeArgs | None, config: ServiceConfig) -> tuple[bool, str]:
+    """Go back to what served before; whether that went well, and how it stands in words."""
+    if before is None:
+        serve.delete(APPLICATION)
+        return True, "nothing served before, and nothing serves now"
+    try:
+        deploy(before, config)
+    except (DktError, RayServeException) as error:
+        return False, f"the bundle before, {before.bundle}, did not come back either: {error}"
+    return True, f"the bundle before, {before.bundle}, serves"
+
+
+def recover(config: ServiceConfig) -> str | None:
+    """Finish or undo what a killed rollout or rollback left half done: the service follows the alias.
+
+    Returns:
+        What was found and done, in words; None where nothing was left half done.
+
+    Raises:
+        RolloutError: what should serve does not come up; the next call tries again.
+    """
+    intents = config.intents
+    intent = intents.pending()
+    if intent is None:
+        return None
+    entry = config.registry.alias(config.alias)
+    finished = entry is not None and entry.bundle == intent.bundle
+    wanted = _args(intent.after if finished else intent.before)
+    found = f"an unfinished {intent.action} of bundle {intent.bundle} is {'finished' if finished else 'undone'}"
+    if APPLICATION not in serve.status().applications:
+        told = f"{found}: nothing serves any more"
+    elif wanted is not None and _serves(wanted, config):
+        told = f"{found}: bundle {wanted.bundle} serves"
+    else:
+        done, how = _restore(wanted, config)
+        told = f"{found}: {how}"
+        if not done:
+            raise RolloutError(told)
+    intents.end()
+    logger.warning("%s", told)
+    return told
+
+
+def _args(values: Mapping[str, Any] | None) -> ServeArgs | None:
+    return None if values is None else build(ServeArgs, values)
+
+
+def _serves(args: ServeArgs, config: ServiceConfig) -> bool:
+    """Whether all is as it should be already: a deployment of equal arguments would replace every replica."""
+    try:
+        return _state() == "RUNNING" and version(config) == args.bundle and running(config) == args
+    except RolloutError:
+        return False
+
+
+def _state() -> str:
+    """State of the application in one word, or in a few while replicas of two versions are there.
+
+    Raises:
+        RolloutError: the deployment failed.
+    """
+    found = serve.status().applications.get(APPLICATION)
+    if found is None:
+        return "not deployed"
+    deployment = found.deployments.get(DEPLOYMENT)
+    if found.status == ApplicationStatus.DEPLOY_FAILED:
+        message = (deployment.message if deployment else "") or found.message
+        raise RolloutError(f"its replicas do not start: {_last_line(message)}")
+    if found.status != ApplicationStatus.RUNNING or deployment is None:
+        return f"{found.status.value}"
+    others = {str(state): count for state, count in deployment.replica_states.items() if state != "RUNNING"}
+    return f"replicas: {others}" if any(others.values()) else "RUNNING"
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason given")

@@ -1,0 +1,280 @@
+"""Rollouts over a real service: refused, stopped, killed and rolled back; every answer is of exactly one version."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from dkt_ray.data.query import Query
+from dkt_ray.errors import RolloutError
+from dkt_ray.registry.store import Registry
+from dkt_ray.serving.predictor import Predictor
+from dkt_ray.storage import open_store
+from tests import bundles
+
+REPLICAS = {"num_cpus": 0.25, "min_replicas": 1, "max_replicas": 1, "graceful_shutdown_s": 5.0}
+
+
+class World:
+    """Two published bundles, what each answers, and a service of the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = str(folder / "store")
+        self.registry = Registry(open_store(self.store))
+        self.cache = str(folder / "cache")
+        known = bundles.world().state.questions["question"].to_pylist()
+        self.body = {"history": [{"question": known[0], "correct": 1}], "targets": known[:3]}
+        query = Query(question=[known[0]], correct=[1], target=known[:3])
+        self.expected = {}
+        for seed, share in enumerate((0.6, 0.1)):
+            members = bundles.save_members(folder / f"members{seed}", seed)
+            weights = {"lightgbm": share, "lstm_attention": 1 - share}
+            digest = bundles.build(folder / f"bundle{seed}", members, weights)
+            self.registry.publish(folder / f"bundle{seed}", digest)
+            oracle = Predictor.load(folder / f"bundle{seed}", digest)
+            self.expected[digest] = oracle.answer([query])[0].probability
+        self.first, self.second = self.expected
+        assert np.abs(self.expected[self.first] - self.expected[self.second]).max() > 1e-3, "they can be told apart"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def settings(self, **more):
+        return {"store": self.store, "port": self.port, "timeout_s": 180.0} | more
+
+    def roll_out(self, digest, **more):
+        from dkt_ray.serving.rollout import RolloutConfig, run
+
+        replicas = REPLICAS | {"cache": self.cache}
+        return run(
+            RolloutConfig(**self.settings(bundle=digest, gate=False, replicas=replicas, trial={"watch_s": 0}) | more)
+        )
+
+    def roll_back(self):
+        from dkt_ray.serving.rollback import RollbackConfig, run
+
+        return run(RollbackConfig(**self.settings()))
+
+    def alias(self):
+        return self.registry.alias("champion").bundle
+
+    def ask(self, student=None):
+        body = self.body if student is None else self.body | {"student": student}
+        answer = httpx.post(f"{self.url}/v1/predict", json=body, timeout=30, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        values = [each["probability"] for each in found["predictions"]]
+        np.testing.assert_allclose(values, self.expected[found["model_version"]], rtol=0, atol=1e-6)
+        return found["model_version"]
+
+    def serves(self, digest):
+        """Nothing is half done, and only this bundle answers."""
+        from dkt_ray.serving import service
+
+        config = service.ServiceConfig(**self.settings())
+        assert config.intents.pending() is None
+        args = service.running(config)
+        return (args.bundle, args.challenger) == (digest, None) and {self.ask(f"s{n}") for n in range(20)} == {digest}
+
+
+class Load(threading.Thread):
+    """One client after another, each with an id of its own, who never retries and checks every answer."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(daemon=True)
+        self.world, self.ended = world, threading.Event()
+        self.answers: list[tuple[str, str]] = []
+        self.failures: list[Exception] = []
+
+    @property
+    def versions(self) -> Counter:
+        return Counter(version for _, version in self.answers)
+
+    def wait_for(self, version: str | None = None, count: int = 5) -> None:
+        """Wait for so many more answers, of one version or of any."""
+        there = len(self.answers)
+        give_up = time.monotonic() + 120
+        while sum(version in (None, found) for _, found in self.answers[there:]) < count:
+            assert time.monotonic() < give_up, f"no {count} answers of {version}: {self.versions}, {self.failures[:3]}"
+            time.sleep(0.05)
+
+    def run(self) -> None:
+        while not self.ended.wait(0.02):
+            student = f"student {len(self.answers) + len(self.failures)}"
+            try:
+                self.answers.append((student, self.world.ask(student)))
+            except (AssertionError, httpx.HTTPError) as error:
+                self.failures.append(error)
+
+    def __enter__(self):
+        self.start()
+        self.wait_for()
+        return self
+
+    def __exit__(self, *error):
+        self.ended.set()
+        self.join(60)
+
+
+class Killed(BaseException):
+    """What no handler of a rollout catches: as after a kill -9, nothing is undone."""
+
+
+def kill(monkeypatch, owner, name, work) -> None:
+    """Do something that ends abruptly where it calls `owner.name`."""
+
+    def killed(*args, **more):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            work()
+
+
+@pytest.fixture(scope="module")
+def world(ray_cluster, tmp_path_factory):
+    from ray import serve
+
+    world = World(tmp_path_factory.mktemp("rollout"))
+    world.roll_out(world.first)
+    yield world
+    serve.shutdown()
+
+
+@pytest.fixture
+def start(world):
+    """The champion, whichever it is, and the other bundle; nothing is half done."""
+    digest = world.alias()
+    assert world.serves(digest)
+    return digest, world.second if digest == world.first else world.first
+
+
+def test_what_cannot_be_judged_costs_too_much_or_finds_no_room_is_refused_before_anything_changes(world, start):
+    champion, other = start
+    with pytest.raises(RolloutError, match=r"cannot be judged against .*no dataset 'tiny'.*gate=false"):
+        world.roll_out(other, gate={})
+    with pytest.raises(RolloutError, match=r"one takes num_cpus 100, and .* of the cluster's 4 logical CPUs are free"):
+        world.roll_out(other, replicas={"num_cpus": 100})
+    with pytest.raises(RolloutError, match=r"is refused: .*latency_ms is \d+\.\d, above the budget of 0\.001"):
+        world.roll_out(other, budget={"latency_ms": 0.001})
+    with pytest.raises(RolloutError, match=r"is refused: its files are 0\.\d MiB, above the budget of 0\.01"):
+        world.roll_out(other, budget={"files_mib": 0.01})
+    assert world.serves(champion)
+    assert world.alias() == champion
+
+
+def test_a_rollout_killed_at_any_stage_is_undone_or_finished_by_the_next_call(world, start, monkeypatch):
+    from dkt_ray.serving import service
+
+    champion, other = start
+    kill(monkeypatch, service.Registry, "promote", lambda: world.roll_out(other))
+    assert (world.alias(), world.ask()) == (champion, other)  # it serves, and the alias has not moved
+    ended = world.roll_back()
+    assert re.search(rf"unfinished rollout of bundle {other} is undone: .*{champion}, serves", ended["ended"])
+    assert ended["bundle"] == world.alias() == champion
+    assert world.serves(champion)
+    kill(monkeypatch, service.Intents, "end", lambda: world.roll_out(other))
+    assert world.alias() == other  # all is done, only nobody has written that down
+    before = world.registry.history("champion")
+    again = world.roll_out(other)
+    assert "is finished" in again["recovered"]
+    assert world.registry.history("champion") == before
+    assert world.serves(other)
+
+
+def test_a_rollback_under_load_fails_no_request_and_a_killed_one_is_finished(world, start, monkeypatch):
+    from dkt_ray.serving import service
+
+    champion, other = start
+    if world.registry.alias("champion").previous is None:
+        world.roll_out(other)
+        champion, other = other, champion
+    with Load(world) as load:
+        result = world.roll_back()
+        load.wait_for(other)
+    assert load.failures == []
+    assert set(load.versions) == {champion, other}
+    assert (result["bundle"], result["previous"], result["ended"]) == (other, champion, None)
+    assert world.serves(other)
+    kill(monkeypatch, service, "deploy", world.roll_back)
+    assert (world.alias(), world.ask()) == (champion, other)  # the alias has moved, the service has not
+    finished = world.roll_back()
+    assert f"unfinished rollback of bundle {champion} is finished" in finished["ended"]
+    assert world.alias() == champion
+    assert world.serves(champion)
+
+
+def test_a_shadow_is_unseen_and_a_canary_asks_the_challenger_for_its_share_of_the_students(world, start):
+    from dkt_ray.serving.traffic import place
+
+    champion, other = start
+    trial = {"shadow_requests": 20, "shares": [0.5], "step_requests": 20, "step_s": 120, "compared": 1, "watch_s": 1}
+    with Load(world) as load:
+        result = world.roll_out(other, trial=trial)
+        load.wait_for(other)
+    assert load.failures == []
+    assert list(result["stages"]) == ["verify", "preflight", "gate", "load", "shadow", "canary 0.5", "replace", "watch"]
+    found = result["trial"]
+    assert found["shadow"]["challenger"]["answered"] >= 20
+    assert found["shadow"]["disagreement"] > 1e-4
+    assert found["canary 0.5"]["challenger"]["errors"] == 0
+    last = max(n for n, (_, version) in enumerate(load.answers) if version == champion)
+    canary = [student for student, version in load.answers[:last] if version == other]
+    assert len(canary) >= 10
+    assert all(place(student, other) < 0.5 for student in canary)
+    assert world.alias() == other
+    assert world.serves(other)
+
+
+@pytest.mark.parametrize("how", ["disagreement", "stop", "kill -9"])
+def test_a_canary_that_is_bad_or_stopped_or_killed_leaves_the_champion(world, start, how):
+    champion, other = start
+    trial = {"shares": [0.5], "step_requests": 10**6, "step_s": 600, "compared": 1}
+    with Load(world) as load:
+        if how == "disagreement":
+            with pytest.raises(RolloutError, match=rf"canary at 50%: disagreement: .*{champion}, serves"):
+                world.roll_out(other, trial=trial | {"limits": {"disagreement": 0}})
+        else:
+            process = rollout_of_its_own(world, other, trial)
+            load.wait_for(other)
+            if how == "kill -9":
+                process.kill()
+                process.wait(60)
+            ended = world.roll_back()
+            assert process.wait(60) == (2 if how == "stop" else -signal.SIGKILL)
+            assert ("at work has been ended" if how == "stop" else "is undone") in ended["ended"]
+    assert load.failures == []
+    assert load.versions[other] > 0, "the canary answered somebody, or this proves nothing"
+    assert world.alias() == champion
+    assert world.serves(champion)
+
+
+def rollout_of_its_own(world: World, digest: str, trial: dict) -> subprocess.Popen:
+    """`dkt rollout` in another process, on this Ray."""
+    import ray
+
+    settings = world.settings(gate=False, trial=trial)
+    command = [sys.executable, "-m", "dkt_ray.cli", "rollout", digest]
+    command += [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    return subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+
+
+def test_the_planted_wrong_answer_is_caught(world, start, monkeypatch):
+    monkeypatch.setitem(world.expected, start[0], world.expected[start[0]] + 1e-3)
+    with pytest.raises(AssertionError):
+        world.ask()
