@@ -46,6 +46,7 @@ MANIFEST: Final = "manifest.json"
 CHAIN: Final = "chain.json"
 PRIVACY_KEY: Final = "DKT_PRIVACY_KEY"
 PACKAGES: Final = ("dkt-ray", "lightgbm", "numba", "numpy", "polars", "pyarrow", "safetensors", "torch")
+KINDS: Final = (".json", ".parquet", ".safetensors", ".txt")  # of files; none of them runs code when it is read
 NOT_FINITE: Final = re.compile(rb"(?:^|[=\s])-?(?:nan|inf)", re.IGNORECASE)
 
 
@@ -209,15 +210,21 @@ def load(folder: Path, digest: str | None = None) -> Bundle:
 def verify(folder: Path, digest: str | None = None) -> Bundle:
     """Prove that a bundle is whole, finite, and answers its golden requests as it did when it was made (1e-5).
 
+    The requests must be worth it: see `golden.weakness`.
+
     Run it in a process of its own where the bundle is not trusted yet: LightGBM's parser crashes on some damaged texts.
 
     Raises:
         BundleError: names the file and what differs.
     """
     bundle = load(folder, digest)
-    difference = golden.replay(_read_json(folder / golden.FILE), bundle.scorer)
+    content = _read_json(folder / golden.FILE)
+    difference = golden.replay(content, bundle.scorer)
     if difference is not None:
         raise BundleError(f"{folder / golden.FILE}: {difference}{_changed(bundle.manifest)}")
+    weakness = golden.weakness(content, bundle.scorer.state)
+    if weakness is not None:
+        raise BundleError(f"{folder / golden.FILE}: {weakness}")
     return bundle
 
 
@@ -278,6 +285,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         path = folder / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise BundleError(f"{folder / MANIFEST}: file name {name!r} leads out of the bundle")
+        if path.suffix not in KINDS:
+            raise BundleError(f"{path}: not a kind of file that a bundle has ({', '.join(KINDS)}); take it out")
         if not path.is_file() or path.is_symlink():
             raise BundleError(f"{path}: missing, though the manifest lists it; fetch the bundle again")
         found = _facts(path)

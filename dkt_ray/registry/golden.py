@@ -6,13 +6,15 @@ They are drawn from the catalogue, not from the data, so that no student's answe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scorer, Scores
+from dkt_ray.features.encoder import EncoderState
 
 FILE: Final = "golden.json"
 REQUESTS: Final = 32
@@ -28,27 +30,49 @@ def make(scorer: Scorer) -> dict[str, Any]:
     random = np.random.default_rng(20)
     known = scorer.state.questions["question"].to_numpy().astype(object)
     requests = [_request(random, known, index) for index in range(REQUESTS)]
+    return {"requests": requests, "answers": answers(scorer, requests)}
+
+
+def answers(scorer: Scorer, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a bundle says to golden requests."""
     scores = scorer.score_queries([query(request) for request in requests])
-    answers = [
+    return [
         {
             "probability": score.probability.tolist(),
             "members": {family: column.tolist() for family, column in score.members.items()},
         }
         for score in scores
     ]
-    return {"requests": requests, "answers": answers}
 
 
 def replay(content: Mapping[str, Any], scorer: Scorer) -> str | None:
     """Answer the requests again; says where the first answer is off by more than 1e-5, None where all agree."""
-    requests, answers = content["requests"], content["answers"]
-    if not requests or len(requests) != len(answers):
-        return f"{len(requests)} requests but {len(answers)} answers"
+    requests, given = content["requests"], content["answers"]
+    if not requests or len(requests) != len(given):
+        return f"{len(requests)} requests but {len(given)} answers"
     for index, score in enumerate(scorer.score_queries([query(request) for request in requests])):
-        expected = answers[index]["members"] | {"ensemble": answers[index]["probability"]}
+        expected = given[index]["members"] | {"ensemble": given[index]["probability"]}
         difference = _difference(expected, score)
         if difference is not None:
             return f"request {index}, {difference}"
+    return None
+
+
+def weakness(content: Mapping[str, Any], state: EncoderState) -> str | None:
+    """Why the golden requests prove nothing (too few kinds, unknown questions, one answer to all); None: they do."""
+    requests, known = content["requests"], state.vocabularies["question"]
+    kinds = len({json.dumps(request, sort_keys=True) for request in requests})
+    lengths = [len(request["history"]) for request in requests]
+    if kinds < REQUESTS or min(lengths) > min(LENGTHS) or max(lengths) < max(LENGTHS):
+        return (
+            f"{kinds} different requests after {min(lengths)} to {max(lengths)} answers; expected {REQUESTS} or more, "
+            f"after {min(LENGTHS)} to {max(LENGTHS)}: publish the run again"
+        )
+    if not any(target in known for request in requests for target in request["targets"]):
+        return f"no question asked is in the encoder's vocabulary, which has {len(known)} questions"
+    given = np.concatenate([answer["probability"] for answer in content["answers"]])
+    if np.ptp(given) <= TOLERANCE:
+        return f"every answer is {given[0]:.4f}: the ensemble has learned nothing"
     return None
 
 

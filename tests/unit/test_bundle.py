@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from dkt_ray.errors import BundleError
 from dkt_ray.registry import bundle, golden
 from tests import bundles
+from tests.bad_bundles import edit, seal
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +29,6 @@ def made(tmp_path_factory):
 @pytest.fixture
 def copy(made, tmp_path):
     return Path(shutil.copytree(made[0] / "bundle", tmp_path / "bundle"))
-
-
-def seal(folder: Path) -> None:
-    """Make the manifest agree with the files again, as somebody who tampers with a bundle would."""
-    content = json.loads((folder / "manifest.json").read_text())
-    for name in content["files"]:
-        data = (folder / name).read_bytes()
-        content["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (folder / "manifest.json").write_text(json.dumps(content))
-
-
-def edit(path: Path, change) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def test_a_fresh_bundle_verifies_and_says_where_it_came_from(made):

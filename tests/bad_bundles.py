@@ -1,0 +1,181 @@
+"""Fifteen ways in which a bundle can be bad though its manifest agrees with its files: its own check must catch it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from dkt_ray.ensemble import member
+from dkt_ray.ensemble.chain import Chain
+from dkt_ray.ensemble.scorer import Scorer
+from dkt_ray.features.encoder import EncoderState
+from dkt_ray.registry import bundle, golden
+from dkt_ray.registry.clean_process import MIB
+
+BOOSTER = "members/lightgbm/booster.txt"
+WEIGHTS = "members/lstm_attention/weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A way of being bad, and how it is refused."""
+
+    damage: Callable[[Path], None]
+    reason: str
+    apart: bool = False  # only a process of its own finds it, or survives it
+    budget: dict[str, float] | None = None
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def seal(folder: Path) -> None:
+    """Make the manifest agree with the files that are there, as somebody who tampers with a bundle would."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    del files["manifest.json"]
+    facts = {
+        name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for name, path in files.items()
+    }
+    edit(folder / "manifest.json", lambda manifest: manifest.update(files=facts))
+
+
+def answer_anew(folder: Path) -> None:
+    """Make the golden answers agree with what the bundle says now."""
+    state = EncoderState.load(folder / "state")
+    chain = Chain.model_validate_json((folder / "chain.json").read_text())
+    scorer = Scorer(state, {name: member.load(folder / "members" / name) for name in chain.members}, chain)
+    requests = json.loads((folder / "golden.json").read_text())["requests"]
+    answers = golden.answers(scorer, requests)
+    (folder / "golden.json").write_text(json.dumps({"requests": requests, "answers": answers}))
+    edit(folder / "manifest.json", lambda manifest: manifest.update(encoder=state.digest))
+
+
+def make(bad: Bad, good: Path, folder: Path) -> str:
+    """Copy a good bundle, damage it, seal it; returns its digest."""
+    shutil.copytree(good, folder)
+    bad.damage(folder)
+    return bundle.digest_of(folder)
+
+
+def sealed(damage: Callable[[Path], object]) -> Callable[[Path], None]:
+    """The damage, and the manifest agrees again."""
+
+    def both(folder: Path) -> None:
+        damage(folder)
+        seal(folder)
+
+    return both
+
+
+def _truncated(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+
+
+def _not_finite(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors[sorted(tensors)[0]].flat[0] = np.nan
+    with safe_open(folder / WEIGHTS, "numpy") as file:
+        metadata = file.metadata()
+    save_file(tensors, folder / WEIGHTS, metadata)
+
+
+def _leaves(folder: Path, change: Callable[[str], str]) -> None:
+    lines = (folder / BOOSTER).read_text().splitlines()
+    changed = [f"leaf_value={change(line[11:])}" if line.startswith("leaf_value=") else line for line in lines]
+    (folder / BOOSTER).write_text("\n".join(changed) + "\n")
+
+
+def _constant(folder: Path) -> None:
+    """Every leaf 0, and all the weight on it: 0.5 for everybody."""
+    _leaves(folder, lambda values: re.sub(r"\d", "0", values))  # as long as before: the text says how long trees are
+    edit(folder / "chain.json", lambda chain: chain["combination"].update(weights=[1.0, 0.0]))
+    answer_anew(folder)
+
+
+def _swapped(folder: Path) -> None:
+    (folder / "members/lightgbm").rename(folder / "members/aside")
+    (folder / "members/lstm_attention").rename(folder / "members/lightgbm")
+    (folder / "members/aside").rename(folder / "members/lstm_attention")
+
+
+def _empty_vocabulary(folder: Path) -> None:
+    """No question was answered often enough to be known."""
+    edit(folder / "state/state.json", lambda state: state["config"].update(min_count=10**9))
+    answer_anew(folder)
+
+
+def _wrong_golden(folder: Path) -> None:
+    edit(folder / "golden.json", lambda content: content["answers"][5]["probability"].__setitem__(0, 0.123456))
+
+
+def _other_package(folder: Path) -> None:
+    """Trees that another LightGBM scores otherwise."""
+    _leaves(folder, lambda values: values.translate(str.maketrans("1234", "4321")))
+    edit(folder / "manifest.json", lambda manifest: manifest["packages"].update(lightgbm="3.0"))
+
+
+def _few_golden(folder: Path) -> None:
+    def shorten(content: dict[str, Any]) -> None:
+        for name in ("requests", "answers"):
+            content[name] = content[name][:1] * golden.REQUESTS
+
+    edit(folder / "golden.json", shorten)
+
+
+def _oversized(folder: Path) -> None:
+    """Refused by what the manifest says: it is not fetched to find out."""
+    edit(folder / "manifest.json", lambda manifest: manifest["files"][BOOSTER].update(bytes=3000 * MIB))
+
+
+def _nothing(folder: Path) -> None:
+    """Nothing is wrong but its cost."""
+
+
+BAD = {
+    "truncated": Bad(sealed(_truncated), r"weights\.safetensors: not readable"),
+    "not finite": Bad(sealed(_not_finite), r"weights\.safetensors: tensor .* not finite"),
+    "other features": Bad(
+        sealed(lambda folder: edit(folder / "members/lightgbm/encoder.json", list.reverse)),
+        "members/lightgbm: the model was fitted on the numeric columns",
+    ),
+    "missing member": Bad(
+        sealed(lambda folder: shutil.rmtree(folder / "members/lightgbm")), r"members: found \['lstm_attention'\]"
+    ),
+    "oversized": Bad(_oversized, r"its files are 300\d\.\d MiB, above the budget of 2048"),
+    "wrong schema version": Bad(
+        lambda folder: edit(folder / "manifest.json", lambda manifest: manifest.update(schema_version=99)),
+        "schema_version is 99",
+    ),
+    "slow": Bad(_nothing, r"latency_ms is .*, above the budget of 0\.001", apart=True, budget={"latency_ms": 0.001}),
+    "constant": Bad(sealed(_constant), r"golden\.json: every answer is 0\.5000"),
+    "swapped members": Bad(sealed(_swapped), r"golden\.json: request 0, target 0: \w+ answers"),
+    "empty vocabulary": Bad(sealed(_empty_vocabulary), "vocabulary, which has 0 questions"),
+    "wrong golden answers": Bad(sealed(_wrong_golden), r"golden\.json: request 5, target 0: ensemble answers"),
+    "wrong package version": Bad(sealed(_other_package), r"changed since it was made: lightgbm 3\.0 -> "),
+    "pickle inside": Bad(
+        sealed(lambda folder: (folder / "members/lightgbm/model.pkl").write_bytes(b"\x80\x04N.")),
+        r"model\.pkl: not a kind of file that a bundle has",
+    ),
+    "crashes the parser": Bad(
+        sealed(lambda folder: _leaves(folder, lambda values: f"0 0 0 0 0 0 0 {values}")),
+        r"ended the process with signal \d+",
+        apart=True,
+    ),
+    "golden requests that cover nothing": Bad(sealed(_few_golden), r"golden\.json: 1 different requests"),
+}

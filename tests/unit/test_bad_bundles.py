@@ -1,0 +1,35 @@
+"""Every bad bundle is refused before it meets traffic, by the check that is meant for it."""
+
+import json
+
+import pytest
+
+from dkt_ray.errors import BundleError
+from dkt_ray.registry import bundle
+from dkt_ray.registry.clean_process import Budget, check_size, verify_apart
+from tests import bundles
+from tests.bad_bundles import BAD, make
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    bundles.build(folder / "bundle", bundles.save_members(folder / "members"))
+    return folder / "bundle"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_bundle_is_refused_for_its_own_reason(good, tmp_path, name):
+    bad = BAD[name]
+    digest = make(bad, good, tmp_path / "bundle")
+    budget = Budget(**bad.budget or {})
+    with pytest.raises(BundleError, match=bad.reason):
+        refuse(tmp_path / "bundle", digest, bad.apart, budget)
+
+
+def refuse(folder, digest, apart, budget):
+    """What a rollout does, in this process where that is enough."""
+    check_size(json.loads((folder / "manifest.json").read_text()), budget)
+    if apart:
+        verify_apart(folder, digest, 300.0, budget)
+    bundle.verify(folder, digest)
