@@ -21,7 +21,7 @@ from dkt_ray.registry.store import Registry
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
 from tests import bundles, runs
-from tests.unit.test_bundle import edit, seal
+from tests.bad_bundles import edit, seal
 
 FAST = {"num_cpus": 0.25, "min_replicas": 2, "max_replicas": 2, "graceful_shutdown_s": 5.0}
 
@@ -50,6 +50,7 @@ class World:
 
         replicas = FAST | {"cache": str(self.cache)}
         settings = {"store": self.store, "bundle": digest, "port": self.port, "replicas": replicas, "timeout_s": 180}
+        settings |= {"gate": False, "trial": {"watch_s": 0}}
         return rollout.run(rollout.RolloutConfig(**settings | more))
 
     def alias(self):
@@ -281,12 +282,13 @@ def test_a_bad_bundle_is_refused_and_the_old_one_keeps_serving(world, tmp_path, 
 
 def test_a_bundle_that_fails_in_the_replicas_is_rolled_back(world, tmp_path, monkeypatch):
     """Verification is made to look away, so that the replicas themselves must refuse the bundle."""
+    from dkt_ray.registry.clean_process import Footprint
     from dkt_ray.serving import rollout
 
     serving = world.alias()
     bad = damaged(world, tmp_path, wrong_golden)
     looked_away = []
-    monkeypatch.setattr(rollout, "verify_apart", lambda *args: looked_away.append(args))
+    monkeypatch.setattr(rollout, "verify_apart", lambda *args: looked_away.append(args) or Footprint(1.0, 1.0))
     with Load(world) as load, pytest.raises(RolloutError, match=rf"do not start: .*golden\.json.*{serving}, serves"):
         world.rollout(bad)
     assert looked_away
