@@ -76,7 +76,10 @@ class Load:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
-        every, good = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise subprocess.CalledProcessError(self._process.wait(), "the load generator")
+        every, good = json.loads(line)
         return every, good
 
     def wait_for(self, count: int) -> None:
