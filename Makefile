@@ -46,8 +46,9 @@ lint: setup  ## ruff, mypy, import-linter, size report
 bench: setup  ## The benchmarks, one JSON line each
 	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
 
-reliability: setup  ## The long runs: a sweep killed ten times
-	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/kill_sweep.py $(ARGS)
+reliability: setup  ## The long runs: a sweep killed ten times; the service under kills, rollouts and overload
+	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/kill_sweep.py
+	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/serving.py $(ARGS)
 
 clean:  ## Remove .venv, caches and build outputs; data/ (stores, logs) stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

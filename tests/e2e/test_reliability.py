@@ -1,0 +1,101 @@
+"""`make reliability`'s serving runs in short: nothing fails, nothing is answered wrongly, and each fault fires."""
+
+import json
+import re
+from contextlib import nullcontext
+
+import psutil
+import pytest
+
+from benchmarks import serving
+from benchmarks.serving_sides import Server, free_port
+from tests import bundles
+from tests.reliability import scenarios
+from tests.reliability.damages import DAMAGES
+from tests.reliability.scenarios import Outcome
+from tests.reliability.world import tiny
+from tests.runs import write_log
+
+RATE = 20.0
+
+
+@pytest.fixture(scope="module")
+def world(ray_cluster, tmp_path_factory):
+    from ray import serve
+
+    made = tiny(tmp_path_factory.mktemp("reliability"), free_port())
+    made.rollout(made.digests[0])
+    yield made
+    serve.shutdown()
+
+
+def right(outcome: Outcome) -> dict:
+    assert outcome.wrong == [], outcome.figures
+    return outcome.figures
+
+
+def test_rollouts_fail_no_request_and_mix_no_answers(world):
+    assert right(scenarios.rollouts(world, 2, RATE))["rollouts"] == 2
+
+
+def test_a_lone_replica_is_replaced_without_a_failed_request(world):
+    right(scenarios.code_rollouts(world, 1, RATE))
+
+
+def test_bad_bundles_are_refused_and_the_old_one_serves(world, tmp_path):
+    some = {name: DAMAGES[name] for name in ("flip_a_bit", "wrong_golden", "crash_the_parser")}
+    reasons = right(scenarios.bad_bundles(world, some, tmp_path, RATE))["reasons"]
+    for name, reason in {
+        "flip_a_bit": r"is refused: .*booster\.txt: SHA-256",
+        "wrong_golden": r"is refused: .*golden\.json: request 5, target 0: ensemble answers",
+        "crash_the_parser": r"is refused: .*ended the process with signal \d+",
+    }.items():
+        assert re.search(reason, reasons[name])
+
+
+def test_a_killed_replica_costs_the_client_nothing(world):
+    figures = right(scenarios.replica_kills(world, 2, 0.0, RATE))
+    assert figures["client"]["ok"] >= 10
+
+
+def test_a_killed_controller_costs_nothing(world):
+    right(scenarios.controller_kill(world, RATE))
+
+
+def test_a_killed_proxy_comes_back(world):
+    right(scenarios.proxy_kill(world, RATE))
+
+
+def test_what_is_too_much_is_refused_and_the_rest_is_answered(world):
+    figures = right(scenarios.overload(world, 10.0, 3.0))
+    assert figures["refused"] > 0
+
+
+def test_http_the_job_and_the_predictor_give_one_answer(world):
+    right(scenarios.parity(world, bundles.world().histories, world.cache.parent))
+
+
+def test_the_benchmark_tells_every_figure_that_is_asked_for(world, tmp_path, monkeypatch, capsys):
+    """Against the service that runs here, in place of one of its own."""
+    here = Server("ours", psutil.Process(), world.port)
+    monkeypatch.setattr(serving, "ours", lambda *args, **settings: nullcontext(here))
+    world.rollout(world.digests[0])
+    log = write_log(tmp_path / "log.csv", bundles.simulate(users=10))
+    serving.main(["--quick", "--store", world.store, "--bundle", world.digests[0], "--data", str(log)])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert min(figures[name] for name in ("of_bare_c32", "targets_1000_speedup", "targets_10000_ms")) > 0
+    assert figures["vs_bentoml"] is None
+    assert "--bentoml" in figures["missing"][0]
+    for turns in figures["closed"]["ours"].values():
+        assert (turns["failed"], turns["wrong"]) == (0, 0)
+        assert turns["cpu_ms"] > 0
+
+
+def test_a_planted_wrong_answer_is_caught(world):
+    with world.load(connections=2) as load:
+        load.wait_for(20)
+    assert world.wrong(load.entries) == []
+    planted = [*load.entries[:-1], load.entries[-1]._replace(values=[v + 1e-3 for v in load.entries[-1].values])]
+    assert "off by 0.001" in world.wrong(planted)[0]
+    mixed = load.entries[0]._replace(version=world.other())
+    assert "off by" in world.wrong([mixed])[0]

@@ -1,0 +1,259 @@
+"""What is done to a service under load, and what must not come of it; each with sizes, so that a test can do a little.
+
+A scenario proves that its fault fired: processes have other ids, a refusal was counted. What is `wrong` fails a run;
+`figures` are told beside the goals that the report prints.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import ledger
+from benchmarks.ledger import OK, Entry
+from dkt_ray.data.history import Histories
+from dkt_ray.errors import RolloutError
+from dkt_ray.pipelines import scoring
+from tests.reliability.processes import (
+    CONTROLLER,
+    PROXY,
+    REPLICA,
+    held,
+    kill,
+    pids,
+    wait_for_another,
+    wait_for_replicas,
+)
+from tests.reliability.user import User
+from tests.reliability.world import FAST, World, last_hidden
+from tests.runs import write_log
+
+REFUSED = 429
+LOAD_CONNECTIONS = 32  # of the closed loop that finds the knee
+SETTLE_S = 120.0  # for memory to come back after an overload
+FLAT = 1.1  # times the memory before, within which it is back
+Damage = Callable[[Path], None]
+
+
+@dataclass
+class Outcome:
+    """What came of a scenario."""
+
+    name: str
+    figures: dict[str, Any]
+    wrong: list[str]
+    ledgers: dict[str, Sequence[Entry]] = field(default_factory=dict)
+
+
+def rollouts(world: World, count: int, rate: float) -> Outcome:
+    """One bundle after another, and back."""
+    seconds, problems = [], []
+    with world.load(rate=rate) as load:
+        for number in range(count):
+            load.wait_for(10)
+            before, target = pids(REPLICA), world.other()
+            seconds.append(world.rollout(target)["seconds"])
+            load.wait_for(10)
+            if not pids(REPLICA) - before or world.alias() != target:
+                problems.append(f"rollout {number} started no other replica, or left the alias")
+    problems += _none_failed(load.entries) + world.wrong(load.entries)
+    if count and len(ledger.versions(load.entries)) < len(world.digests):
+        problems.append("not every bundle answered")
+    return _outcome("rollouts", problems, load.entries, rollouts=count, longest_rollout_s=max(seconds, default=0))
+
+
+def code_rollouts(world: World, count: int, rate: float) -> Outcome:
+    """The same bundle in new replicas each time, one at a time: an argument of the application differs."""
+    digest, problems = world.alias() or world.digests[0], []
+    one = {"min_replicas": 1, "max_replicas": 1}
+    world.rollout(digest, one)
+    with world.load(rate=rate) as load:
+        for number in range(count):
+            load.wait_for(10)
+            before = pids(REPLICA)
+            world.rollout(digest, one | {"max_batch_requests": 16 + number})
+            load.wait_for(10)
+            if not pids(REPLICA) - before:
+                problems.append(f"rollout {number} started no other replica")
+    problems += _none_failed(load.entries) + world.wrong(load.entries)
+    world.rollout(digest)
+    return _outcome("code_rollouts", problems, load.entries, rollouts=count)
+
+
+def replica_kills(world: World, count: int, every_s: float, rate: float, seed: int = 0) -> Outcome:
+    """A replica of two is killed, the next one when as many answer again."""
+    chance, kills, back = random.Random(seed), [], []
+    wait_for_replicas(FAST["min_replicas"])
+    with User(world) as user, world.load(rate=rate) as load:
+        for _ in range(count):
+            load.wait_for(10)
+            before = pids(REPLICA)
+            kills.append(kill(chance.choice(sorted(before))))
+            wait_for_another(REPLICA, before)
+            wait_for_replicas(FAST["min_replicas"])
+            back.append(round(time.monotonic() - kills[-1], 1))
+            user.wait_for(5)
+            time.sleep(max(0.0, kills[-1] + every_s - time.monotonic()))
+        load.wait_for(10)
+    failures, clean = _failures(load.entries)
+    in_flight = [sum(entry.sent < at < entry.answered for entry in load.entries) for at in kills]
+    problems = [f"the client failed: {entry.error}" for entry in ledger.failed(user.entries)]
+    problems += world.wrong(load.entries) + world.wrong(user.entries)
+    if len(failures) > sum(in_flight):
+        problems.append(f"{len(failures)} requests failed, {sum(in_flight)} were in flight when replicas were killed")
+    if len(clean) < len(failures):
+        problems += [f"not a clean error: {entry.error}" for entry in failures if entry not in clean]
+    return _outcome(
+        "replica_kills",
+        problems,
+        load.entries,
+        user.entries,
+        kills=count,
+        raw_failures=len(failures),
+        in_flight=in_flight,
+        replaced_s=back,
+    )
+
+
+def controller_kill(world: World, rate: float) -> Outcome:
+    """Serve's controller is killed; what runs goes on, and the next rollout works."""
+    with User(world) as user, world.load(rate=rate) as load:
+        load.wait_for(10)
+        before, replicas = pids(CONTROLLER), pids(REPLICA)
+        for pid in before:
+            kill(pid)
+        wait_for_another(CONTROLLER, before)
+        load.wait_for(10)
+        problems = [] if before and pids(REPLICA) == replicas else ["no controller was killed, or replicas changed"]
+        world.rollout(world.other())
+        user.wait_for(5)
+    problems += _none_failed([*load.entries, *user.entries])
+    return _outcome("controller_kill", problems + world.wrong(load.entries), load.entries, user.entries)
+
+
+def proxy_kill(world: World, rate: float) -> Outcome:
+    """The way in is killed: with one node there is an outage, of which the client should see nothing."""
+    with User(world) as user, world.load(rate=rate) as load:
+        load.wait_for(10)
+        before = pids(PROXY)
+        killed = [kill(pid) for pid in sorted(before)]
+        wait_for_another(PROXY, before)
+        load.wait_for(10)
+        user.wait_for(5)
+    problems = world.wrong(load.entries) + world.wrong(user.entries) + ([] if killed else ["no proxy was killed"])
+    failures, _ = _failures(load.entries)
+    good = [entry.answered for entry in load.entries if entry.status == OK and entry.sent > min(killed, default=0)]
+    return _outcome(
+        "proxy_kill",
+        problems,
+        load.entries,
+        user.entries,
+        outage_s=round(min(good) - min(killed), 1) if good and killed else None,
+        raw_failures=len(failures),
+        client_failures=len(ledger.failed(user.entries)),
+    )
+
+
+def bad_bundles(world: World, damages: Mapping[str, Damage], folder: Path, rate: float) -> Outcome:
+    """Bundles that somebody has damaged, their manifests made to agree: none of them meets traffic."""
+    serving, replicas, reasons, problems = world.alias(), pids(REPLICA), {}, []
+    with world.load(rate=rate) as load:
+        load.wait_for(10)
+        for name, damage in damages.items():
+            bad = world.damaged(damage, folder / name)
+            try:
+                world.rollout(bad)
+                problems.append(f"{name} was rolled out")
+                world.rollout(serving or world.digests[0])
+            except RolloutError as error:
+                reasons[name] = str(error)
+        load.wait_for(10)
+    if world.alias() != serving or pids(REPLICA) != replicas:
+        problems.append("the alias or the replicas are not those from before")
+    problems += _none_failed(load.entries) + world.wrong(load.entries, serving or world.digests[0])
+    return _outcome("bad_bundles", problems, load.entries, bundles=len(damages), refused=len(reasons), reasons=reasons)
+
+
+def overload(world: World, seconds: float, knee_s: float, factor: float = 3.0) -> Outcome:
+    """More requests than can be answered: as many as before are answered, the others refused at once."""
+    knee = ledger.figures(world.load(connections=LOAD_CONNECTIONS, seconds=knee_s).result(), knee_s / 5)["per_s"]
+    memory = held(REPLICA) + held(PROXY)
+    entries = world.load(rate=factor * knee, seconds=seconds).result()
+    refused = [entry for entry in entries if entry.status == REFUSED]
+    problems = world.wrong(entries) + _other_ends(entries, {OK, REFUSED})
+    if not refused:
+        problems.append("nothing was refused: this was no overload")
+    after = [held(REPLICA) + held(PROXY)]
+    give_up = time.monotonic() + (SETTLE_S if seconds >= SETTLE_S else 0)
+    while after[-1] > FLAT * memory and time.monotonic() < give_up:
+        time.sleep(1)
+        after.append(held(REPLICA) + held(PROXY))
+    found = ledger.figures(entries)
+    return _outcome(
+        "overload",
+        problems,
+        entries,
+        knee_per_s=knee,
+        goodput=round(found["per_s"] / knee, 3),
+        refused=len(refused),
+        refused_ms=ledger.latencies(refused),
+        memory_mib=[round(each / 2**20) for each in (memory, max(after), after[-1])],
+    )
+
+
+def parity(world: World, histories: Histories, folder: Path, tolerance: float = ledger.TOLERANCE) -> Outcome:
+    """Each student's last answer over HTTP, by `dkt score`, and by the predictor.
+
+    Args:
+        tolerance: 0 where the members' arithmetic is exact (LightGBM).
+    """
+    digest = world.alias() or world.digests[0]
+    hidden, queries = last_hidden(histories)
+    names = [f"{user:06d}" for user in range(len(queries))]  # their order is that of the rows
+    log = write_log(folder / "hidden.csv", hidden, names)
+    out = str(folder / "scored.csv")
+    settings = {"store": world.store, "bundle": digest, "out": out, "copies": str(world.cache)}
+    scoring.run(scoring.ScoreConfig.model_validate({"data": {"path": str(log)}, "engine": "local", **settings}))
+    lines = Path(out).read_text().splitlines()[1:]
+    job = [np.array([float(line.split(",")[1])]) for line in lines]
+    with replace(world, queries=queries).load(connections=8) as load:
+        load.wait_for(len(queries))
+    oracle = [each.probability for each in world.oracles[digest].answer(queries)]
+    off = max(abs(float(one[0]) - float(other[0])) for one, other in zip(job, oracle, strict=True))
+    problems = _none_failed(load.entries) + ledger.wrong(load.entries, {digest: job}, tolerance)
+    if off > tolerance:
+        problems.append(f"dkt score is off by {off:.2g} from the predictor")
+    asked = len({entry.body for entry in load.entries})
+    if asked < len(queries):
+        problems.append(f"{asked} of {len(queries)} students were asked for")
+    return _outcome("parity", problems, load.entries, students=asked, tolerance=tolerance)
+
+
+def _outcome(
+    name: str, problems: list[str], entries: Sequence[Entry], users: Sequence[Entry] = (), **figures: Any
+) -> Outcome:
+    """With the figures of the raw requests, and of the client's where there is one."""
+    told = figures | {"raw": ledger.figures(entries)} | ({"client": ledger.figures(users)} if users else {})
+    return Outcome(name, told, problems, {name: entries} | ({f"{name}_client": users} if users else {}))
+
+
+def _none_failed(entries: Sequence[Entry]) -> list[str]:
+    return _other_ends(entries, {OK})
+
+
+def _other_ends(entries: Sequence[Entry], expected: set[int]) -> list[str]:
+    others = [entry for entry in entries if entry.status not in expected]
+    shown = [f"request {entry.request} ended with {entry.status}: {entry.error}" for entry in others[:5]]
+    return [f"{len(others)} of {len(entries)} requests failed", *shown] if others else []
+
+
+def _failures(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Requests that failed, and those of them with an HTTP answer that says so."""
+    failures = ledger.failed(entries)
+    return failures, [entry for entry in failures if entry.status]
