@@ -46,6 +46,10 @@ class Footprint:
     resident_mib: float
     latency_ms: float
 
+    def told(self) -> str:
+        """In words."""
+        return f"{self.resident_mib:.0f} MiB, its longest golden request in {self.latency_ms:.1f} ms"
+
 
 def verify_apart(folder: Path, digest: str, timeout_s: float, budget: Budget | None = None) -> Footprint:
     """Run `bundle.verify` in a clean process (LightGBM's parser ends the process on some damaged texts).

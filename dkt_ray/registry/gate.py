@@ -23,7 +23,8 @@ class GateConfig(Config):
     """Who judges a challenger, and how much worse than the champion it may be."""
 
     dataset: str | None = None
-    """Dataset of the store whose users judge; unset: the one that the challenger was trained on."""
+    """Dataset of the store whose users judge; unset: the one that the challenger was trained on. (`gate=false` leaves
+    the gate out, which the alias's history then says.)"""
     users: Literal["test", "all"] = "test"
     """test: its test users, which both bundles must have been kept from (each opening of their vault is written to the
     ledger); all: everybody in it, for a dataset that neither bundle was trained on, such as newer logs."""

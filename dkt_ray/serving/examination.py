@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -18,8 +17,6 @@ from dkt_ray.registry.bundle import Bundle
 from dkt_ray.registry.gate import GateConfig, judge
 from dkt_ray.storage import Store
 from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, scored_rows
-
-logger = logging.getLogger(__name__)
 
 
 def examine(store: Store, champion: Bundle, challenger: Bundle, config: GateConfig) -> dict[str, Any]:
@@ -41,12 +38,6 @@ def examine(store: Store, champion: Bundle, challenger: Bundle, config: GateConf
     old, new = (_foreseen(bundle.scorer, histories, first) for bundle in (champion, challenger))
     report = judge(old.correct, old.user.codes, old.position, old.probability, new.probability, config)
     fingerprint = evaluation_set(dataset.manifest, old, ON_ALL_FOLDS).fingerprint
-    logger.info(
-        "gate: %s on evaluation set %s, %d answers of %d users of dataset %s%s",
-        "passed" if report.passed else "; ".join(report.failures),
-        *(fingerprint, report.rows, report.users, name),
-        f"; overridden: {config.override}" if config.override and not report.passed else "",
-    )
     facts = {"champion": champion.digest, "challenger": challenger.digest, "dataset": name, "fingerprint": fingerprint}
     return {**facts, **asdict(report)}
 

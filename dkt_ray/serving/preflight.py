@@ -38,7 +38,7 @@ def check_room(args: ServeArgs, starting: int, resident_mib: float) -> str:
         )
     at_once = min(starting, int((free + ROUNDING) / args.num_cpus))
     told = f"{starting} replicas of {args.num_cpus:g} CPUs, {free:g} of {total:g} free: {at_once} at once"
-    if len(ray.nodes()) > 1:
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
         return f"{told}; memory not checked on a cluster of several nodes"
     needed, available = at_once * resident_mib / 1024, psutil.virtual_memory().available / GIB
     if available < needed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
@@ -106,7 +107,7 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
     entry, before = registry.alias(config.alias), service.running(config)
     after = _arguments(config, digest, before)
     try:
-        footprint = stages.run("verify", lambda: _verify(registry, digest, config))
+        footprint = stages.run("verify", lambda: _verify(registry, digest, config), Footprint.told)
         starting = max(service.replicas(), after.min_replicas)
         both = 1 + (before is not None and config.trial.needs_both)
         stages.run("preflight", lambda: check_room(after, starting, both * footprint.resident_mib))
@@ -120,7 +121,7 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
     with service.changing(intent, config):
         old = _try_out(before, digest, config, stages) if before is not None else Findings()
         stages.run("replace", lambda: service.deploy(after, config, config.intents), lambda _: f"{digest} serves")
-        if config.trial.watch_s:
+        if before is not None and config.trial.watch_s:
             stages.run("watch", lambda: watch(old, config.trial, config.intents))
         reason = "; ".join(filter(None, (config.reason, gate.get("history"))))
         registry.promote(config.alias, digest, entry.bundle if entry else None, reason)
@@ -144,7 +145,9 @@ def _try_out(before: ServeArgs, digest: str, config: RolloutConfig, stages: Stag
     Raises:
         RolloutError: a limit is crossed, or somebody asked to stop; the champion answers everybody again.
     """
-    old = direct(service.handle(), Traffic())
+    old = Findings()
+    with suppress(RolloutError):  # a replica is gone: no reason not to replace it
+        old = direct(service.handle(), Traffic())
     if not config.trial.needs_both or before.bundle == digest:
         return old
     both = before.model_copy(update={"challenger": digest})
@@ -156,7 +159,8 @@ def _try_out(before: ServeArgs, digest: str, config: RolloutConfig, stages: Stag
         for share in config.trial.shares:
             stages.run(f"canary {share:g}", partial(trial.canary, share))
     except BaseException:
-        trial.end()
+        with suppress(RolloutError):  # a replica is gone; the others go back by themselves
+            trial.end()
         raise
     return old
 
@@ -199,7 +203,12 @@ def _gate_in_words(gate: Mapping[str, Any]) -> str:
     if "skipped" in gate:
         return f"left out: {gate['skipped']}"
     verdict = "passed" if gate["passed"] else f"overridden, {'; '.join(gate['failures'])}"
-    return f"{verdict}: {gate['rows']} answers of {gate['users']} users, AUROC difference {gate['auc']['difference']}"
+    low = gate["auc"]["difference"]["low"]
+    at_worst = "unknown" if low is None else f"{low:+.4f}"
+    return (
+        f"{verdict}: AUROC difference at worst {at_worst}, by {gate['rows']} answers of {gate['users']} users of "
+        f"dataset {gate['dataset']}, evaluation set {gate['fingerprint']}"
+    )
 
 
 def _arguments(config: RolloutConfig, digest: str, before: ServeArgs | None) -> ServeArgs:

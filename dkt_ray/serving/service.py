@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 from pydantic import Field
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
@@ -149,7 +150,10 @@ def changing(intent: Intent, config: ServiceConfig) -> Iterator[None]:
 
 def _all_run(args: ServeArgs, replicas_of: DeploymentHandle[Any]) -> bool:
     """Whether there are replicas, and all of them have these bundles."""
-    found: list[ServeArgs] = replicas_of.broadcast("arguments").results(timeout_s=REQUEST_TIMEOUT_S)
+    try:
+        found: list[ServeArgs] = replicas_of.broadcast("arguments").results(timeout_s=REQUEST_TIMEOUT_S)
+    except (RayError, RayServeException, TimeoutError):  # one is just being replaced
+        return False
     wanted = (args.bundle, args.challenger)
     return bool(found) and all((each.bundle, each.challenger) == wanted for each in found)
 
@@ -196,9 +200,9 @@ def recover(config: ServiceConfig) -> str | None:
         told = f"{found}: bundle {wanted.bundle} serves"
     else:
         done, how = _restore(wanted, config)
-        told = f"{found}: {how}"
         if not done:
-            raise RolloutError(told)
+            raise RolloutError(f"{found}: {how}")
+        told = f"{found}: {f'bundle {wanted.bundle} serves' if wanted else how}"
     intents.end()
     logger.warning("%s", told)
     return told

@@ -39,7 +39,7 @@ class Limits(Config):
     """Share of the challenger's answers that may fail."""
     latency_factor: float = Field(default=2.0, gt=0)
     """Its 95 % latency may be so many times the champion's ..."""
-    latency_slack_ms: float = Field(default=50.0, ge=0)
+    latency_slack_ms: float = Field(default=200.0, ge=0)
     """... and this much more."""
     disagreement: float = Field(default=0.15, ge=0, le=1)
     """How far the two may be apart: mean absolute difference of their probabilities."""

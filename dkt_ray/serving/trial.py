@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pydantic import Field, field_validator
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from dkt_ray.config import Config
@@ -109,8 +111,15 @@ def watch(before: Findings, config: TrialConfig, intents: Intents) -> dict[str, 
 
 
 def direct(handle: DeploymentHandle[Any], traffic: Traffic) -> Findings:
-    """Tell every replica how to deal requests; returns what they have found since that changed."""
-    answers: list[Findings] = handle.broadcast("direct", traffic).results(timeout_s=service.REQUEST_TIMEOUT_S)
+    """Tell every replica how to deal requests; returns what they have found since that changed.
+
+    Raises:
+        RolloutError: a replica is gone: what it found is lost, and it may have crashed for a reason.
+    """
+    try:
+        answers: list[Findings] = handle.broadcast("direct", traffic).results(timeout_s=service.REQUEST_TIMEOUT_S)
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise RolloutError(f"a replica does not answer: {error}") from error
     return sum(answers, Findings())
 
 

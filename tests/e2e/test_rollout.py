@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -11,18 +10,24 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+import yaml
 
 from dkt_ray.data.query import Query
 from dkt_ray.errors import RolloutError
+from dkt_ray.registry.bundle import verify
+from dkt_ray.registry.clean_process import Footprint
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
-from tests import bundles
+from tests import bundles, datasets, runs
 
+COST = Footprint(resident_mib=500.0, latency_ms=5.0)
+PATIENT = {"latency_slack_ms": 60_000, "disagreement": 1}  # this machine may be busy
 REPLICAS = {"num_cpus": 0.25, "min_replicas": 1, "max_replicas": 1, "graceful_shutdown_s": 5.0}
 
 
@@ -44,6 +49,9 @@ class World:
             self.registry.publish(folder / f"bundle{seed}", digest)
             oracle = Predictor.load(folder / f"bundle{seed}", digest)
             self.expected[digest] = oracle.answer([query])[0].probability
+        log = runs.write_log(folder / "log.csv", bundles.simulate())
+        data = {"folds": 2, "buckets": 2, "test_fraction": 0.4}  # its test users judge
+        datasets.run(log, self.store, data=data, encoder={"min_count": 2}, dataset="tiny")
         self.first, self.second = self.expected
         assert np.abs(self.expected[self.first] - self.expected[self.second]).max() > 1e-3, "they can be told apart"
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -150,9 +158,13 @@ def kill(monkeypatch, owner, name, work) -> None:
 def world(ray_cluster, tmp_path_factory):
     from ray import serve
 
+    from dkt_ray.serving import rollout
+
     world = World(tmp_path_factory.mktemp("rollout"))
     world.roll_out(world.first)
-    yield world
+    with pytest.MonkeyPatch.context() as patch:  # in a process of its own it takes seconds, and it has been seen above
+        patch.setattr(rollout, "verify_apart", lambda folder, digest, *more: (verify(folder, digest), COST)[1])
+        yield world
     serve.shutdown()
 
 
@@ -164,16 +176,25 @@ def start(world):
     return digest, world.second if digest == world.first else world.first
 
 
-def test_what_cannot_be_judged_costs_too_much_or_finds_no_room_is_refused_before_anything_changes(world, start):
+def test_what_is_judged_worse_costs_too_much_or_finds_no_room_is_refused_before_anything_changes(
+    world, start, monkeypatch
+):
+    from dkt_ray.serving import preflight
+
     champion, other = start
-    with pytest.raises(RolloutError, match=r"cannot be judged against .*no dataset 'tiny'.*gate=false"):
-        world.roll_out(other, gate={})
+    with pytest.raises(RolloutError, match=rf"cannot be judged against {champion}: no dataset 'none'.*gate=false"):
+        world.roll_out(other, gate={"dataset": "none"})
+    with pytest.raises(RolloutError, match=r"is refused by the gate: AUROC .* below auc_margin -0; .*gate\.override"):
+        world.roll_out(other, gate={"auc_margin": 0})
     with pytest.raises(RolloutError, match=r"one takes num_cpus 100, and .* of the cluster's 4 logical CPUs are free"):
         world.roll_out(other, replicas={"num_cpus": 100})
-    with pytest.raises(RolloutError, match=r"is refused: .*latency_ms is \d+\.\d, above the budget of 0\.001"):
-        world.roll_out(other, budget={"latency_ms": 0.001})
     with pytest.raises(RolloutError, match=r"is refused: its files are 0\.\d MiB, above the budget of 0\.01"):
         world.roll_out(other, budget={"files_mib": 0.01})
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    with pytest.raises(
+        RolloutError, match=r"no memory for a second bundle .* 1 new replicas take .* 0\.00 GiB are free"
+    ):
+        world.roll_out(other)
     assert world.serves(champion)
     assert world.alias() == champion
 
@@ -185,14 +206,14 @@ def test_a_rollout_killed_at_any_stage_is_undone_or_finished_by_the_next_call(wo
     kill(monkeypatch, service.Registry, "promote", lambda: world.roll_out(other))
     assert (world.alias(), world.ask()) == (champion, other)  # it serves, and the alias has not moved
     ended = world.roll_back()
-    assert re.search(rf"unfinished rollout of bundle {other} is undone: .*{champion}, serves", ended["ended"])
+    assert ended["ended"] == f"an unfinished rollout of bundle {other} is undone: bundle {champion} serves"
     assert ended["bundle"] == world.alias() == champion
     assert world.serves(champion)
     kill(monkeypatch, service.Intents, "end", lambda: world.roll_out(other))
     assert world.alias() == other  # all is done, only nobody has written that down
     before = world.registry.history("champion")
-    again = world.roll_out(other)
-    assert "is finished" in again["recovered"]
+    recovered = service.recover(service.ServiceConfig(**world.settings()))
+    assert recovered == f"an unfinished rollout of bundle {other} is finished: bundle {other} serves"
     assert world.registry.history("champion") == before
     assert world.serves(other)
 
@@ -224,11 +245,14 @@ def test_a_shadow_is_unseen_and_a_canary_asks_the_challenger_for_its_share_of_th
 
     champion, other = start
     trial = {"shadow_requests": 20, "shares": [0.5], "step_requests": 20, "step_s": 120, "compared": 1, "watch_s": 1}
+    trial |= {"limits": PATIENT}
     with Load(world) as load:
-        result = world.roll_out(other, trial=trial)
+        result = world.roll_out(other, trial=trial, gate={"auc_margin": 0, "override": "a test"})
         load.wait_for(other)
     assert load.failures == []
     assert list(result["stages"]) == ["verify", "preflight", "gate", "load", "shadow", "canary 0.5", "replace", "watch"]
+    assert not result["gate"]["passed"]
+    assert world.registry.alias("champion").reason == "rollout; gate overridden: a test"
     found = result["trial"]
     assert found["shadow"]["challenger"]["answered"] >= 20
     assert found["shadow"]["disagreement"] > 1e-4
@@ -244,34 +268,71 @@ def test_a_shadow_is_unseen_and_a_canary_asks_the_challenger_for_its_share_of_th
 @pytest.mark.parametrize("how", ["disagreement", "stop", "kill -9"])
 def test_a_canary_that_is_bad_or_stopped_or_killed_leaves_the_champion(world, start, how):
     champion, other = start
-    trial = {"shares": [0.5], "step_requests": 10**6, "step_s": 600, "compared": 1}
+    trial = {"shares": [0.5], "step_requests": 10**6, "step_s": 600, "compared": 1, "limits": PATIENT}
     with Load(world) as load:
         if how == "disagreement":
             with pytest.raises(RolloutError, match=rf"canary at 50%: disagreement: .*{champion}, serves"):
-                world.roll_out(other, trial=trial | {"limits": {"disagreement": 0}})
+                world.roll_out(other, trial=trial | {"limits": PATIENT | {"disagreement": 0}})
         else:
-            process = rollout_of_its_own(world, other, trial)
+            attempt = another_process if how == "kill -9" else another_thread
+            end, outcome = attempt(world, other, trial)
             load.wait_for(other)
-            if how == "kill -9":
-                process.kill()
-                process.wait(60)
+            end()
             ended = world.roll_back()
-            assert process.wait(60) == (2 if how == "stop" else -signal.SIGKILL)
             assert ("at work has been ended" if how == "stop" else "is undone") in ended["ended"]
+            assert outcome() == ("stopped: rollback" if how == "stop" else -signal.SIGKILL)
     assert load.failures == []
     assert load.versions[other] > 0, "the canary answered somebody, or this proves nothing"
     assert world.alias() == champion
     assert world.serves(champion)
 
 
-def rollout_of_its_own(world: World, digest: str, trial: dict) -> subprocess.Popen:
-    """`dkt rollout` in another process, on this Ray."""
+def another_thread(world: World, digest: str, trial: dict):
+    """A rollout beside us; gives what ends it (nothing), and why it ended."""
+    reasons: list[str] = []
+
+    def work() -> None:
+        try:
+            world.roll_out(digest, trial=trial)
+        except RolloutError as error:
+            reasons.append(str(error.__cause__))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+
+    def outcome() -> str:
+        thread.join(120)
+        return reasons[0]
+
+    return lambda: None, outcome
+
+
+def another_process(world: World, digest: str, trial: dict):
+    """`dkt rollout` on this Ray; gives what kills it, and its exit code."""
     import ray
 
     settings = world.settings(gate=False, trial=trial)
     command = [sys.executable, "-m", "dkt_ray.cli", "rollout", digest]
     command += [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
-    return subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen(command, env=environment)
+
+    def kill() -> None:
+        process.kill()
+        process.wait(60)
+
+    return kill, lambda: process.wait(60)
+
+
+def test_on_a_cold_start_from_yaml_the_alias_decides(world, start):
+    from dkt_ray.serving.deployments import ServeArgs
+    from serve_app.app import api
+
+    applications = yaml.safe_load(Path("serve_app/serve.yaml").read_text())["applications"]
+    [args] = [ServeArgs(**each["args"] | {"store": world.store}) for each in applications if each["name"] == "api"]
+    assert args.bundle == "champion"
+    built = api(args)._bound_deployment.init_args
+    assert built[1:] == (start[0], None)
 
 
 def test_the_planted_wrong_answer_is_caught(world, start, monkeypatch):
