@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from itertools import count
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel
@@ -33,6 +33,7 @@ from dkt_ray.serving.contract import (
     ModelsResponse,
     PredictRequest,
     PredictResponse,
+    RecommendResponse,
     ScoreResponse,
     Target,
 )
@@ -143,6 +144,22 @@ class Client:
         """Mastery per concept and head, now and after each of the last answers."""
         body = _student(history, student, at) | _given(concepts=concepts, limit=limit, steps=steps)
         return self._post("/v1/knowledge-state", KnowledgeResponse, body)
+
+    def recommend(
+        self,
+        history: Events = (),
+        *,
+        student: str | None = None,
+        at: datetime | None = None,
+        by: Literal["band", "gain"] | None = None,
+        band: tuple[float, float] | None = None,
+        exclude_last: int | None = None,
+        concepts: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> RecommendResponse:
+        """What to ask next, by success band or expected gain."""
+        wanted = _given(by=by, band=band, exclude_last=exclude_last, concepts=concepts, limit=limit)
+        return self._post("/v1/recommend", RecommendResponse, _student(history, student, at) | wanted)
 
     def score(
         self,

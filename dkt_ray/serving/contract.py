@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
@@ -40,6 +40,7 @@ Identifier = Annotated[
     str, Field(min_length=1, max_length=200), BeforeValidator(_text, json_schema_input_type=str | int)
 ]
 Answer = Annotated[int, Field(strict=True, ge=0, le=1, description="1 right, 0 wrong")]
+Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
 Concepts = Annotated[list[Identifier], Field(max_length=64, fail_fast=True)]
 
 
@@ -112,6 +113,25 @@ class KnowledgeRequest(StudentRequest):
     )
 
 
+class RecommendRequest(StudentRequest):
+    """A student who is to be given the next questions."""
+
+    by: Literal["band", "gain"] = Field(
+        "band",
+        description="band: nearest to the middle of the band; gain: of the questions nearest to it, those after which "
+        "mastery of the question's concepts is expected to rise most: p x mastery after a right answer + (1 - p) x "
+        "mastery after a wrong one - mastery now. At most 32 are compared, fewer after more than 750 events",
+    )
+    band: tuple[Probability, Probability] = Field((0.6, 0.8), description="wanted probability of a right answer")
+    exclude_last: Annotated[int, Field(strict=True, ge=0, le=MAX_ROWS)] = Field(
+        100, description="questions among the last so many answers are not recommended"
+    )
+    concepts: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_CONCEPTS, fail_fast=True)] | None = Field(
+        None, description="only questions of one of these; default: of all"
+    )
+    limit: Annotated[int, Field(strict=True, ge=1, le=100)] = 10
+
+
 class ScoreRequest(StudentRequest):
     """A student whose score is asked for."""
 
@@ -152,6 +172,25 @@ class PredictResponse(Reply):
         None, description="how much each member that answered counts: parts of 1; with `explain` only"
     )
     predictions: list[Prediction]
+
+
+class Recommendation(BaseModel):
+    """One question to be asked next."""
+
+    question: str
+    concepts: list[str]
+    probability: float = Field(description="probability of a right answer")
+    spread: float = Field(description="highest minus lowest probability among the members")
+    in_band: bool = Field(description="the probability is in the wanted band")
+    gain: float | None = Field(None, description="expected rise of mastery of the concepts; by gain only")
+    reason: str = Field(description="why, in plain words")
+
+
+class RecommendResponse(Reply):
+    """The best first; empty where nothing is left to ask."""
+
+    candidates: int = Field(description="questions that were considered: the most answered of those that fit")
+    recommendations: list[Recommendation]
 
 
 class ScoreResponse(Reply):

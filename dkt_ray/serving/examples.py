@@ -25,6 +25,10 @@ def requests(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
             "a student, answer by answer": {"history": history, "limit": 5},
             "only now": {"history": history, "limit": 5, "steps": 0},
         },
+        "/recommend": {
+            "nearly always right": {"history": history, "band": [0.8, 0.95], "exclude_last": 2, "limit": 5},
+            "what teaches most": {"history": timed, "by": "gain", "at": "2026-03-02 16:05:00", "limit": 3},
+        },
         "/score": {"a student": {"history": history}, "an unknown student": {"target_set": "default"}},
     }
     return {path: {title: {"value": body} for title, body in titled.items()} for path, titled in bodies.items()}

@@ -20,12 +20,15 @@ from dkt_ray.serving.contract import (
     KnowledgeResponse,
     PredictRequest,
     PredictResponse,
+    RecommendRequest,
+    RecommendResponse,
     ScoreRequest,
     ScoreResponse,
     ScoreSets,
 )
 from dkt_ray.serving.predict_batch import Item
 from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.recommend import recommended
 from dkt_ray.serving.requests import of_known, query
 
 
@@ -79,6 +82,13 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
         scores = await answer(knowledge.query(request, plan))
         return reply(replies.about(predictor, request, scores) | knowledge.state(plan, scores.probability))
 
+    async def recommend(request: RecommendRequest) -> Response:
+        """What to ask next: by success band or by expected gain, with a reason for each question."""
+        predictor, answer = choose(request.student)
+        scores, items, considered = await recommended(request, predictor.catalogue, answer)
+        about = replies.about(predictor, request, scores)
+        return reply(about | {"candidates": considered, "recommendations": items})
+
     async def score(request: ScoreRequest) -> Response:
         """0 to 100: how much of a set of questions the student is expected to answer right."""
         predictor, answer = choose(request.student)
@@ -91,6 +101,7 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
         ("/predict", predict, PredictResponse),
         ("/predict:batch", batch, BatchResponse),
         ("/knowledge-state", knowledge_state, KnowledgeResponse),
+        ("/recommend", recommend, RecommendResponse),
         ("/score", score, ScoreResponse),
     ):
         extra = {"requestBody": {"content": {"application/json": {"examples": told[path]}}}}

@@ -174,6 +174,7 @@ def test_the_client_reads_what_the_api_says(connected, predictor, known):
     assert [each.unknown_question for each in answer.predictions] == [False, True]
     batch = connected.predict_batch([{"targets": known[:1], "history": history}, {"targets": []}])
     assert [item.status for item in batch.items] == [200, 422]
+    assert connected.recommend(history, by="gain", band=(0.1, 0.9), limit=2).recommendations[0].gain is not None
     assert 0 < connected.score(history).score < 100
     assert connected.knowledge_state(history, limit=3).concepts[0].probes
     assert connected.models().model_version == connected.questions().model_version == predictor.version
