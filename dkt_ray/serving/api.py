@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from typing import Annotated, Final
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Query as Parameter
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from dkt_ray import __version__
 from dkt_ray.data.query import Query
 from dkt_ray.serving import edge
 from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
-from dkt_ray.serving.predictor import describe
+from dkt_ray.serving.counters import Counted, Counters, Tally
+from dkt_ray.serving.predictor import Predictor, describe
 from dkt_ray.serving.routes import PROBLEMS, Choose, Served, reply, scoring
 
 __all__ = ["Choose", "Served", "build_app"]
 
-
 DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
-def build_app(choose: Choose, names_requests: bool = True, score_sets: ScoreSets | None = None) -> FastAPI:
+def build_app(
+    choose: Choose,
+    names_requests: bool = True,
+    score_sets: ScoreSets | None = None,
+    challenger: Predictor | None = None,
+    tallies: Sequence[Tally] = (),
+) -> FastAPI:
     """Make the app.
 
     Args:
         choose: asked once per request; many may be in flight at once.
         names_requests: whether responses get X-Request-Id here; false where a proxy in front does that.
         score_sets: name -> questions of a set that `/v1/score` can be asked for.
+        challenger: the other bundle that answers here while a rollout is under way.
+        tallies: counts for `/metrics` beside those of the requests.
     """
     app = FastAPI(
         title="dkt-ray",
@@ -38,20 +47,22 @@ def build_app(choose: Choose, names_requests: bool = True, score_sets: ScoreSets
         redoc_url=None,
     )
     app.include_router(scoring(choose, score_sets or {}))
-    app.include_router(_reading(choose))
+    counters = Counters(tallies)
+    app.include_router(_reading(choose, challenger, counters))
     edge.install(app, choose(None).predictor.version, names_requests)
+    app.add_middleware(Counted, counters=counters)  # last, so outermost
     return app
 
 
-def _reading(choose: Choose) -> APIRouter:
+def _reading(choose: Choose, challenger: Predictor | None, counters: Counters) -> APIRouter:
     router = APIRouter()
     predictor, answer = choose(None)
     rows = predictor.catalogue.rows
 
     @router.get("/v1/models", response_model=ModelsResponse)
     async def models() -> Response:
-        """The bundle that answers here: its members, weights, metrics and origin."""
-        return reply(describe(predictor))
+        """The bundle that answers, and its challenger in a rollout: members, weights, metrics and origin."""
+        return reply(describe(predictor) | {"challenger": challenger and describe(challenger)})
 
     @router.get("/v1/questions", response_model=CatalogueResponse, responses={422: PROBLEMS[422]})
     async def questions(limit: Annotated[int, Parameter(ge=1, le=MAX_CATALOGUE)] = 100) -> Response:
@@ -68,6 +79,11 @@ def _reading(choose: Choose) -> APIRouter:
         """The bundle is loaded and answers."""
         await answer(Query(question=[], correct=[], target=[row["question"] for row in rows[:1]] or ["none"]))
         return reply({"status": "ready"})
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counters of this replica as Prometheus text; those of all replicas are on Ray's metrics port."""
+        return counters.response()
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

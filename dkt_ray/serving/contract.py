@@ -283,13 +283,16 @@ class CatalogueResponse(BaseModel):
 
 
 class ModelsResponse(BaseModel):
-    """The bundle behind this service."""
+    """A bundle behind this service."""
 
     model_config = ConfigDict(extra="allow")
 
     model_version: str
     members: list[dict[str, Any]]
     metrics: dict[str, Any]
+    challenger: ModelsResponse | None = Field(
+        None, description="the bundle that answers some students while a rollout tries it out"
+    )
 
 
 class Health(BaseModel):

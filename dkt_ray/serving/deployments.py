@@ -25,6 +25,7 @@ from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
+from dkt_ray.serving.counters import Tally
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.split import Split
@@ -92,21 +93,33 @@ class Replica:
         _one_thread()
         self._args = args.model_copy(update={"bundle": digest, "challenger": challenger})
         self._batchers: list[Batcher] = []
+        self._tallies: list[Tally] = []
         self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
 
     def _load(self, digest: str) -> Served:
         args = self._args
         folder = local_copy(Registry(open_store(args.store)), digest, Path(args.cache) if args.cache else None)
         predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
-        answer = partial(predictor.answer, ask=Breakers(args.breaker))  # the golden requests tolerated nothing
-        self._batchers.append(Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows))
+        breakers = Breakers(args.breaker)  # the golden requests tolerated nothing
+        answer = partial(predictor.answer, ask=breakers)
+        batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows)
+        self._batchers.append(batcher)
+        self._tallies += [
+            Tally("dkt_batching", "batches, and queries by what became of them", digest, ("what",), batcher.counts),
+            Tally("dkt_left_out", "batches without a member, by reason", digest, ("member", "why"), breakers.counts),
+        ]
         logger.info("bundle %s is ready", digest)
-        return Served(predictor, self._batchers[-1])
+        return Served(predictor, batcher)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the app is made in the replica, after the bundle was loaded."""
-        # Serve's proxy names the requests
-        return build_app(self._split.choose, names_requests=False, score_sets=self._args.score_sets)
+        return build_app(
+            self._split.choose,
+            names_requests=False,  # Serve's proxy does
+            score_sets=self._args.score_sets,
+            challenger=self._split.challenger,
+            tallies=self._tallies,
+        )
 
     def direct(self, traffic: Traffic) -> Findings:
         """Deal requests between champion and challenger; see `Split.direct`."""

@@ -12,6 +12,7 @@ import numpy as np
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.serving.api import Served
+from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.traffic import Findings, Traffic, is_challengers
 
 COMPARED_AT_ONCE: Final = 4  # unseen answers being made; more are not asked for, so that they cannot pile up
@@ -26,6 +27,12 @@ class Split:
         self._traffic, self._heard = Traffic(), time.monotonic()
         self._found = Findings()
         self._comparing: set[asyncio.Task[None]] = set()
+
+    @property
+    def challenger(self) -> Predictor | None:
+        """The other bundle, if a rollout is under way."""
+        other = self._served[1]
+        return other and other.predictor
 
     def choose(self, student: str | None) -> Served:
         """Who answers this student."""

@@ -308,6 +308,13 @@ def test_models_says_what_answers(client, predictor):
     assert found["metrics"] == {"auc": 0.71, "auc_interval": [0.65, 0.77]}
 
 
+def test_models_names_the_challenger_of_a_rollout(predictor):
+    with TestClient(build_app(lambda student: Served(predictor, None), challenger=predictor)) as client:
+        found = client.get("/v1/models").json()
+    assert found["challenger"]["model_version"] == found["model_version"] == predictor.version
+    assert {each["family"] for each in found["challenger"]["members"]} == set(bundles.WEIGHTS)
+
+
 def test_questions_are_the_most_answered_first(client, predictor):
     found = client.get("/v1/questions?limit=3").json()
     assert found["total"] == len(predictor.catalogue.rows)
