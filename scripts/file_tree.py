@@ -20,6 +20,7 @@ TOLD = {
     "dkt_ray/pipelines/report.html.jinja": "the report's page",
     "dkt_ray/pipelines/sections.html.jinja": "what the report's page shows, for pages that show more as well",
     "dkt_ray/serving/docs.html": "the API's documentation page: no script from elsewhere",
+    "dkt_ray/serving/haproxy.sh": "HAProxy as Serve starts it, without the ports that nobody asked for",
     "jobs/": "one script per job, for a checkout and for `ray job submit`; configs/ holds commented settings",
     "serve_app/serve.yaml": "both applications, for `serve deploy`",
     "deploy/": "Dockerfile",

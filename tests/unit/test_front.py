@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,8 +15,9 @@ from ray.serve._private.http_util import configure_http_middlewares, convert_obj
 from ray.serve.config import HTTPOptions
 
 from dkt_ray.serving.edge import PROBLEM
-from dkt_ray.session import EVERYWHERE
+from dkt_ray.session import SERVE
 
+ROOT = Path(__file__).parents[2]
 HEADERS = {"x-request-timeout-seconds": "0", "X-Request-Disconnect-Disabled": "?1", "x-request-id": "mine"}
 
 
@@ -40,10 +44,15 @@ class Serve:
         return asyncio.run(get())
 
 
-def test_serve_is_told_to_put_it_in_front():
-    name = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-    assert os.environ[name] == EVERYWHERE[name]
+def test_everything_that_starts_ray_tells_serve_so():
+    assert SERVE.items() <= os.environ.items()
     assert len(configure_http_middlewares(HTTPOptions()).middlewares) == 1
+    ray_start = 'RAY_USAGE_STATS_ENABLED=0;\n    eval "$(python -m dkt_ray.session)";\n    ray start'
+    assert (ROOT / "cluster.yaml").read_text().count(ray_start) == 2
+    image = (ROOT / "deploy/Dockerfile").read_text().splitlines()
+    assert {f"ENV {name}={value}" for name, value in SERVE.items()} <= set(image)
+    printed = subprocess.run([sys.executable, "-m", "dkt_ray.session"], capture_output=True, text=True, check=True)
+    assert printed.stdout.splitlines() == [f"export {name}={value}" for name, value in SERVE.items()]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
