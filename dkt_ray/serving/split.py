@@ -11,6 +11,7 @@ import numpy as np
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.errors import OverloadedError
 from dkt_ray.serving.api import Served
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.traffic import Findings, Traffic, is_challengers
@@ -70,10 +71,12 @@ class Split:
         started = time.perf_counter()
         try:
             scores = await served.answer(query)
+        except OverloadedError:  # refused unseen: it says nothing about the bundle
+            raise
         except Exception:
             counts.add(time.perf_counter() - started, failed=True)
             raise
-        counts.add(time.perf_counter() - started, failed=False)
+        counts.add(time.perf_counter() - started, failed=bool(scores.left_out))
         return scores
 
     def _compare(self, side: int, query: Query, scores: Scores) -> None:

@@ -36,7 +36,7 @@ class Limits(Config):
     """What ends a canary, a shadow or a watch."""
 
     error_share: float = Field(default=0.01, ge=0, le=1)
-    """Share of the challenger's answers that may fail."""
+    """Share of the challenger's answers that may fail, or lack a member."""
     latency_factor: float = Field(default=2.0, gt=0)
     """Its 95 % latency may be so many times the champion's ..."""
     latency_slack_ms: float = Field(default=200.0, ge=0)

@@ -8,6 +8,7 @@ import pytest
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.errors import OverloadedError
 from dkt_ray.serving import split
 from dkt_ray.serving.api import Served
 from dkt_ray.serving.split import Split
@@ -17,13 +18,15 @@ QUERY = Query(question=[], correct=[], target=["q"])
 STUDENTS = [f"student {n}" for n in range(40)]
 
 
-def served(version, probability, wait=None):
+def served(version, probability, wait=None, left_out=(), refuses=False):
     async def answer(query):
         if wait is not None:
             await wait.wait()
+        if refuses:
+            raise OverloadedError("too much is waiting")
         if probability is None:
             raise RuntimeError("a member is broken")
-        return Scores(np.array([probability]), {}, np.zeros(1, bool))
+        return Scores(np.array([probability]), {}, np.zeros(1, bool), left_out=left_out)
 
     return Served(SimpleNamespace(version=version), answer)
 
@@ -93,6 +96,19 @@ def test_an_error_of_the_challenger_is_the_clients_and_is_counted():
         with pytest.raises(RuntimeError, match="broken"):
             await asked(two, "s")
         assert two.direct(Traffic(share=1.0)).challenger.errors == 1
+
+    asyncio.run(main())
+
+
+def test_an_answer_without_a_member_counts_as_failed_and_one_refused_unseen_does_not_count():
+    async def main():
+        two = Split(served("old", 0.3, refuses=True), served("new", 0.6, left_out=("lstm",)))
+        two.direct(Traffic(share=1.0))
+        assert await asked(two, "s") == ("new", 0.6)
+        with pytest.raises(OverloadedError):
+            await asked(two, None)
+        found = two.direct(Traffic(share=1.0))
+        assert (found.challenger.errors, found.challenger.answered, found.champion.ended) == (1, 0, 0)
 
     asyncio.run(main())
 
