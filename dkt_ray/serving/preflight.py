@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import psutil
@@ -12,6 +13,8 @@ from dkt_ray.serving.deployments import ServeArgs
 
 GIB: Final = 1 << 30
 ROUNDING: Final = 1e-4  # of Ray's resources
+PATIENCE_S: Final = 20.0  # replicas that were told to end may take so long
+POLL_S: Final = 0.5
 
 
 def check_room(args: ServeArgs, starting: int, resident_mib: float) -> str:
@@ -29,7 +32,7 @@ def check_room(args: ServeArgs, starting: int, resident_mib: float) -> str:
     Raises:
         RolloutError: there is room for none of them.
     """
-    total, free = (each.get("CPU", 0.0) for each in (ray.cluster_resources(), ray.available_resources()))
+    total, free = ray.cluster_resources().get("CPU", 0.0), _free(args.num_cpus)
     if free + ROUNDING < args.num_cpus:
         raise RolloutError(
             f"no room to start new replicas before the old ones stop: one takes num_cpus {args.num_cpus:g}, and "
@@ -47,3 +50,14 @@ def check_room(args: ServeArgs, starting: int, resident_mib: float) -> str:
             f"{available:.2f} GiB are free; stop something, or take a larger machine"
         )
     return f"{told}, {needed:.2f} GiB of {available:.2f}"
+
+
+def _free(wanted: float) -> float:
+    """Logical CPUs that are free, or soon will be where something has just ended."""
+    ends = time.monotonic() + PATIENCE_S
+    while True:
+        free = float(ray.available_resources().get("CPU", 0.0))
+        enough = free + ROUNDING >= wanted
+        if enough or ray.cluster_resources().get("CPU", 0.0) < wanted or time.monotonic() > ends:
+            return free
+        time.sleep(POLL_S)

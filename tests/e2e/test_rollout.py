@@ -115,7 +115,7 @@ class Load(threading.Thread):
     def wait_for(self, version: str | None = None, count: int = 5) -> None:
         """Wait for so many more answers, of one version or of any."""
         there = len(self.answers)
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 300
         while sum(version in (None, found) for _, found in self.answers[there:]) < count:
             assert time.monotonic() < give_up, f"no {count} answers of {version}: {self.versions}, {self.failures[:3]}"
             time.sleep(0.05)
@@ -319,9 +319,9 @@ def another_process(world: World, digest: str, trial: dict):
 
     def kill() -> None:
         process.kill()
-        process.wait(60)
+        process.wait(120)
 
-    return kill, lambda: process.wait(60)
+    return kill, lambda: process.wait(120)
 
 
 def test_on_a_cold_start_from_yaml_the_alias_decides(world, start):

@@ -32,9 +32,9 @@ def judged(answers, challenger, champion=None, **config):
     return judge(answers.y, answers.user, answers.position, old, challenger, GateConfig(samples=60, **config))
 
 
-def blurred(p, width, rows=slice(None)):
+def blurred(p, width, rows=slice(None), seed=1):
     changed = p.copy()
-    noise = np.random.default_rng(1).normal(0, width, len(p))
+    noise = np.random.default_rng(seed).normal(0, width, len(p))
     changed[rows] = np.clip(p + noise, 0.01, 0.99)[rows]
     return changed
 
@@ -55,6 +55,15 @@ def test_a_worse_order_fails_by_the_auroc_and_a_better_one_passes(answers):
     assert "lower bound below auc_margin -0.001" in report.failures[0]
     assert judged(answers, answers.truth, champion=worse).passed
     assert judged(answers, worse, auc_margin=1, ece_margin=1, slice_margin=1).passed
+
+
+def test_what_may_be_worse_by_chance_fails_though_it_looks_no_worse(answers):
+    one, other = (blurred(answers.truth, 0.2, seed=seed) for seed in (1, 2))
+    report = judged(answers, other, champion=one, ece_margin=1)
+    if report.auc.difference["value"] < 0:
+        report = judged(answers, one, champion=other, ece_margin=1)
+    assert report.auc.difference["value"] >= 0
+    assert [failure.split(" 0.")[0] for failure in report.failures] == ["AUROC"]
 
 
 def test_probabilities_that_are_off_fail_by_calibration_alone(answers):
@@ -115,6 +124,17 @@ def test_both_are_judged_by_test_users_and_the_ledger_says_so(store):
     few = examine(files, champion, challenger, GateConfig(most_users=4))
     assert few["users"] == 4
     assert few["fingerprint"] != report["fingerprint"]
+
+
+def test_answers_that_train_do_not_judge(store, tmp_path):
+    """Users whose last answer is held out train with the others."""
+    _, champion, challenger = store
+    files = open_store(tmp_path / "store")
+    log = runs.write_log(tmp_path / "log.csv", bundles.simulate())
+    data = {"folds": 2, "buckets": 2, "split": "last_answer", "test_fraction": 0.5}
+    datasets.run(log, files.url, data=data, encoder={"min_count": 2}, dataset="tiny")
+    report = examine(files, champion, challenger, GateConfig())
+    assert report["rows"] == report["users"] == Dataset.open(files, "tiny").manifest.held_out
 
 
 def test_a_dataset_that_neither_was_trained_on_may_judge_with_everybody_in_it(store):
