@@ -33,6 +33,9 @@ from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
 
 CONNECTIONS: Final = (1, 8, 32)
+MIB: Final = 2**20
+MOST: Final = CONNECTIONS[-1]
+WAYS: Final = ("proxy", "haproxy")
 SHAPES: Final = ((340, 1), (340, 100), (2000, 1), (2000, 100))  # events, targets
 WARM: Final = 0.2  # share of a turn at whose start nothing is counted
 BARE: Final = "bare"
@@ -56,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parser().parse_args(arguments)
     if options.quick:
+        options.ways = options.ways[:1]
         options.seconds, options.turns, options.bodies, options.singles = 1.0, 1, 20, 20
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="dkt-serving-") as folder:
@@ -74,29 +78,32 @@ def measure(
     """All figures; see the head of this file."""
     asked = Asked.of(students.bodies(options.bodies), predictor)
     with ExitStack() as running:
-        our_server = running.enter_context(ours(store, predictor.version, cache=str(bundle.parent)))
-        servers = [our_server]
+        settings = {"cache": str(bundle.parent)}
+        servers = [running.enter_context(ours(way, store, predictor.version, **settings)) for way in options.ways]
+        mine = servers[-1]
         for workers in (1, 2) if options.bentoml else ():
             servers += running.enter_context(bentoml(options.bentoml, bundle, workers))
         closed = _closed(servers, predictor, asked, options)
         best = {c: _best(closed, c) for c in CONNECTIONS}
-        opened = {}
-        for server in servers:
-            if server.name in (our_server.name, best[CONNECTIONS[-1]]):
-                rate = closed[server.name][f"c{CONNECTIONS[-1]}"]["per_s"] / 2
-                opened[server.name] = _turn(server, asked, options.seconds, rate=rate)
-        shapes = _shapes(our_server, predictor, students, options)
-        many = _http_ms(our_server, predictor, students.long(340, 10_000), 3)
-    bare_32 = closed[BARE][f"c{CONNECTIONS[-1]}"]["per_s"]
+        opened = {
+            server.name: _turn(server, asked, options.seconds, rate=_rate(closed, server.name) / 2)
+            for server in servers
+            if server.name in (mine.name, best[MOST])
+        }
+        shapes = _shapes(mine, predictor, students, options)
+        memory = {server.name: round(server.held() / MIB) for server in servers}
+        many = _http_ms(mine, predictor, students.long(340, 10_000), 3)
     return {
-        "vs_bentoml": {f"c{c}": _ratios(closed, best[c], c) for c in CONNECTIONS} if options.bentoml else None,
-        "of_bare_c32": round(closed[our_server.name][f"c{CONNECTIONS[-1]}"]["per_s"] / bare_32, 3),
+        "ours": mine.name,
+        "vs_bentoml": {f"c{c}": _ratios(closed, mine.name, best[c], c) for c in CONNECTIONS} if best[MOST] else None,
+        "of_bare_c32": round(_rate(closed, mine.name) / _rate(closed, BARE), 3),
         **_targets(predictor, students, options.singles),
         "targets_10000_http_ms": many,
         "events": serving_requests.lengths(asked.bodies),
         "closed": closed,
         "open_at_half": opened,
         "shapes": shapes,
+        "memory_mib": memory,
         "missing": [] if options.bentoml else ["BentoML: give the interpreter of its venv with --bentoml"],
     }
 
@@ -154,18 +161,23 @@ def _medians(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: round(statistics.median(turn[name] for turn in turns), 2) for name in names} | sums
 
 
-def _best(closed: Mapping[str, Mapping[str, Any]], connections: int) -> str:
-    """BentoML's setting that answers most at this number of connections; ours where it was not measured."""
+def _rate(closed: Mapping[str, Mapping[str, Any]], name: str) -> float:
+    """Requests per second of a side at most connections."""
+    return float(closed[name][f"c{MOST}"]["per_s"])
+
+
+def _best(closed: Mapping[str, Mapping[str, Any]], connections: int) -> str | None:
+    """BentoML's setting that answers most at this number of connections; None where it was not measured."""
     peers = [name for name in closed if name.startswith("bentoml")]
-    return max(peers, key=lambda name: closed[name][f"c{connections}"]["per_s"], default="ours")
+    return max(peers, key=lambda name: closed[name][f"c{connections}"]["per_s"], default=None)
 
 
-def _ratios(closed: Mapping[str, Mapping[str, Any]], peer: str, connections: int) -> dict[str, Any]:
+def _ratios(closed: Mapping[str, Mapping[str, Any]], mine: str, peer: str | None, connections: int) -> dict[str, Any]:
     """Our requests per second and p99 over the peer's."""
-    mine, theirs = closed["ours"][f"c{connections}"], closed[peer][f"c{connections}"]
+    one, other = closed[mine][f"c{connections}"], closed[peer or mine][f"c{connections}"]
     return {
-        "requests": round(mine["per_s"] / theirs["per_s"], 2),
-        "p99": round(mine["p99_ms"] / theirs["p99_ms"], 2),
+        "requests": round(one["per_s"] / other["per_s"], 2),
+        "p99": round(one["p99_ms"] / other["p99_ms"], 2),
         "peer": peer,
     }
 
@@ -225,6 +237,12 @@ def _apart(source: str, digest: str, folder: Path) -> tuple[str, Path]:
     return str(folder / "store"), bundle
 
 
+def _ways(text: str) -> list[str]:
+    if set(text.split(",")) - set(WAYS):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected some of {','.join(WAYS)}")
+    return text.split(",")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     python = os.environ.get("DKT_BENTO_PYTHON")
@@ -234,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", type=Path, help="CSV userID,split: only students of --fold")
     parser.add_argument("--fold", default="fold5")
     parser.add_argument("--bentoml", default=python, help="interpreter with BentoML 1.4.39; default: DKT_BENTO_PYTHON")
+    parser.add_argument("--ways", type=_ways, default=list(WAYS), help="proxy,haproxy; the last one is compared")
     parser.add_argument("--bodies", type=int, default=400, help="different requests")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
     parser.add_argument("--turns", type=int, default=5, help="of each side; medians are compared")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Final
 
 import httpx
@@ -19,6 +21,7 @@ import psutil
 
 from benchmarks.load import ROOT
 from benchmarks.serving_requests import Body
+from dkt_ray import session
 from dkt_ray.errors import DktError
 from dkt_ray.session import EVERYWHERE, ON_THIS_MACHINE
 
@@ -75,13 +78,21 @@ class Server:
 
 
 @contextmanager
-def ours(store: str, digest: str, **replicas: Any) -> Iterator[Server]:
-    """The `api` application with its default settings, but for `replicas`."""
-    port = free_port()
+def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[Server]:
+    """The `api` application with its default settings, but for `replicas`.
+
+    Args:
+        way: `proxy` or `haproxy`: how requests come in (docs/decisions/0015-the-way-in.md).
+    """
+    port, folder = free_port(), mkdtemp(prefix="dkt-", dir="/tmp")  # short: unix sockets lie there
     settings = {"store": store, "bundle": digest, "port": port, "timeout_s": START_S, "replicas": replicas}
-    with _started([sys.executable, "-c", OURS, json.dumps(settings)], {}) as process:
-        _wait_until_ready(process, port)
-        yield Server("ours", psutil.Process(process.pid), port)
+    command = [sys.executable, "-c", OURS, json.dumps(settings)]
+    try:
+        with _started(command, session.haproxy(Path(folder)) if way == "haproxy" else {}) as process:
+            _wait_until_ready(process, port)
+            yield Server(f"ours, {way}", psutil.Process(process.pid), port)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -112,7 +123,7 @@ def _started(command: Sequence[str], settings: dict[str, str]) -> Iterator[subpr
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | alike | settings,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | alike | settings,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
