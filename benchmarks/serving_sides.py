@@ -82,7 +82,7 @@ def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[Server]
     """The `api` application with its default settings, but for `replicas`.
 
     Args:
-        way: `proxy` or `haproxy`: how requests come in (docs/decisions/0015-the-way-in.md).
+        way: `proxy` or `haproxy`: how requests come in (docs/decisions/).
     """
     port, folder = free_port(), mkdtemp(prefix="dkt-", dir="/tmp")  # short: unix sockets lie there
     settings = {"store": store, "bundle": digest, "port": port, "timeout_s": START_S, "replicas": replicas}

@@ -1,7 +1,6 @@
 """`make reliability`'s serving runs in short: nothing fails, nothing is answered wrongly, and each fault fires."""
 
 import json
-import re
 from contextlib import nullcontext
 
 import psutil
@@ -10,8 +9,8 @@ import pytest
 from benchmarks import serving
 from benchmarks.serving_sides import Server, free_port
 from tests import bundles
+from tests.bad_bundles import BAD
 from tests.reliability import scenarios
-from tests.reliability.damages import DAMAGES
 from tests.reliability.scenarios import Outcome
 from tests.reliability.world import tiny
 from tests.runs import write_log
@@ -43,14 +42,9 @@ def test_a_lone_replica_is_replaced_without_a_failed_request(world):
 
 
 def test_bad_bundles_are_refused_and_the_old_one_serves(world, tmp_path):
-    some = {name: DAMAGES[name] for name in ("flip_a_bit", "wrong_golden", "crash_the_parser")}
-    reasons = right(scenarios.bad_bundles(world, some, tmp_path, RATE))["reasons"]
-    for name, reason in {
-        "flip_a_bit": r"is refused: .*booster\.txt: SHA-256",
-        "wrong_golden": r"is refused: .*golden\.json: request 5, target 0: ensemble answers",
-        "crash_the_parser": r"is refused: .*ended the process with signal \d+",
-    }.items():
-        assert re.search(reason, reasons[name])
+    """Two of the fifteen: what needs a process of its own, and what only the answers tell (tests/unit has all)."""
+    some = {name: BAD[name] for name in ("crashes the parser", "wrong golden answers")}
+    assert right(scenarios.bad_bundles(world, some, tmp_path, RATE))["refused"] == 2
 
 
 def test_a_killed_replica_costs_the_client_nothing(world):
@@ -67,7 +61,7 @@ def test_a_killed_proxy_comes_back(world):
 
 
 def test_what_is_too_much_is_refused_and_the_rest_is_answered(world):
-    figures = right(scenarios.overload(world, 10.0, 3.0))
+    figures = right(scenarios.overload(world, 5.0, 3.0))
     assert figures["refused"] > 0
 
 
@@ -77,7 +71,7 @@ def test_http_the_job_and_the_predictor_give_one_answer(world):
 
 def test_the_benchmark_tells_every_figure_that_is_asked_for(world, tmp_path, monkeypatch, capsys):
     """Against the service that runs here, in place of one of its own."""
-    here = Server("ours", psutil.Process(), world.port)
+    here = Server("ours, proxy", psutil.Process(), world.port)
     monkeypatch.setattr(serving, "ours", lambda *args, **settings: nullcontext(here))
     world.rollout(world.digests[0])
     log = write_log(tmp_path / "log.csv", bundles.simulate(users=10))
@@ -86,7 +80,7 @@ def test_the_benchmark_tells_every_figure_that_is_asked_for(world, tmp_path, mon
     assert min(figures[name] for name in ("of_bare_c32", "targets_1000_speedup", "targets_10000_ms")) > 0
     assert figures["vs_bentoml"] is None
     assert "--bentoml" in figures["missing"][0]
-    for turns in figures["closed"]["ours"].values():
+    for turns in figures["closed"]["ours, proxy"].values():
         assert (turns["failed"], turns["wrong"]) == (0, 0)
         assert turns["cpu_ms"] > 0
 

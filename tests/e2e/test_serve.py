@@ -12,7 +12,8 @@ from ray._common.utils import import_attr
 from benchmarks import ledger
 from benchmarks.serving_sides import free_port
 from dkt_ray.errors import RolloutError
-from tests.reliability.damages import wrong_golden
+from dkt_ray.registry.clean_process import Footprint
+from tests.bad_bundles import BAD
 from tests.reliability.world import tiny
 
 
@@ -72,9 +73,9 @@ def test_a_bundle_that_fails_in_the_replicas_is_rolled_back(world, http, tmp_pat
     from dkt_ray.serving import rollout
 
     serving = world.alias()
-    bad = world.damaged(wrong_golden, tmp_path / "bad")
+    bad = world.publish(BAD["wrong golden answers"], tmp_path / "bad")
     looked_away = []
-    monkeypatch.setattr(rollout, "verify_apart", lambda *args: looked_away.append(args))
+    monkeypatch.setattr(rollout, "verify_apart", lambda *args: looked_away.append(args) or Footprint(1.0, 1.0))
     with world.load(rate=20.0) as load:
         load.wait_for(10)
         with pytest.raises(RolloutError, match=rf"do not start: .*golden\.json.*{serving}, serves"):

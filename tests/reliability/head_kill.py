@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -28,8 +26,16 @@ from tests.reliability.scenarios import Outcome
 from tests.reliability.user import User
 from tests.reliability.world import FAST, START_S, UNJUDGED, World
 
-RAY = str(Path(sys.executable).with_name("ray"))
-NODE = ("--block", "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats")
+CLUSTER = """
+import json, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False})
+other = cluster.add_node(env_vars={"RAY_SERVE_WORKER_PROXY_HTTP_PORT": sys.argv[1]})
+pids = [[each.process.pid for several in node.all_processes.values() for each in several]
+        for node in (cluster.head_node, other)]
+print(json.dumps([cluster.address, *pids]), flush=True)
+sys.stdin.read()
+"""
 ROLLOUT = """
 import json, sys
 import ray
@@ -49,20 +55,19 @@ def head_kill(world: World, seconds: float, rate: float) -> Outcome:
     Args:
         seconds: how long the load goes on after that.
     """
-    with _two_nodes() as (head, other, address):
-        first, second = replace(world, port=free_port()), replace(world, port=other.port)
-        _roll_out(first, address)
-        wait_until(lambda: bool(pids(PROXY, other.pid)) and bool(pids(REPLICA, other.pid)), START_S)
-        urls = [first.url, second.url]
-        with User(world, urls=urls) as user, second.load(rate=rate) as load:
+    with _two_nodes() as cluster:
+        first, second = replace(world, port=free_port()), replace(world, port=cluster.port)
+        _roll_out(first, cluster.address)
+        wait_until(lambda: all(_below(PROXY, each) and _below(REPLICA, each) for each in cluster[1:3]), START_S)
+        with User(world, urls=[first.url, second.url]) as user, second.load(rate=rate) as load:
             load.wait_for(20)
             user.wait_for(20)
             at = time.monotonic()
-            _kill_tree(head.pid)
-            until = at + seconds
-            wait_until(lambda: time.monotonic() > until, seconds + START_S)
-        alive = psutil.pid_exists(other.pid) and bool(pids(REPLICA, other.pid))
-    problems = world.wrong(load.entries) + world.wrong(user.entries)
+            _kill_trees(cluster.head)
+            wait_until(lambda: time.monotonic() > at + seconds, seconds + START_S)
+        alive = bool(_below(REPLICA, cluster.other))
+        problems = ["the head lives on"] if _below("", cluster.head) else []
+    problems += world.wrong(load.entries) + world.wrong(user.entries)
     return Outcome(
         "head_kill",
         {
@@ -79,61 +84,52 @@ def head_kill(world: World, seconds: float, rate: float) -> Outcome:
     )
 
 
-class _Node:
-    """A node of a cluster of our own: `ray start --block`."""
+class _Cluster(NamedTuple):
+    """Two nodes on this machine, by the processes that Ray started for each (their children are the workers)."""
 
-    def __init__(self, arguments: Sequence[str], port: int, **settings: str) -> None:
-        clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        self.port = port
-        self.process = subprocess.Popen(
-            [RAY, "start", *NODE, *arguments],
-            env=clean | EVERYWHERE | ON_THIS_MACHINE | {"PYTHONPATH": str(ROOT)} | settings,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self.pid = self.process.pid
+    address: str
+    head: list[int]
+    other: list[int]
+    port: int  # of the other node's proxy
 
 
 @contextmanager
-def _two_nodes() -> Iterator[tuple[_Node, _Node, str]]:
-    gcs, port, temporary = free_port(), free_port(), mkdtemp(prefix="dkt-two-", dir="/tmp")  # short: unix sockets
-    address, here = f"127.0.0.1:{gcs}", "--node-ip-address=127.0.0.1"
-    head = _Node(["--head", f"--port={gcs}", here, f"--temp-dir={temporary}", "--include-dashboard=false"], port)
-    nodes = [head]
+def _two_nodes() -> Iterator[_Cluster]:
+    temporary, port = mkdtemp(prefix="dkt-two-", dir="/tmp"), free_port()  # short: unix sockets lie there
+    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, str(port)],
+        env=clean | EVERYWHERE | ON_THIS_MACHINE | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
-        wait_until(lambda: bool(pids("", head.pid)) and _listens(gcs), START_S)
-        nodes.append(_Node([f"--address={address}", here], port, RAY_SERVE_WORKER_PROXY_HTTP_PORT=str(port)))
-        yield head, nodes[1], address
+        assert process.stdout is not None
+        yield _Cluster(*json.loads(process.stdout.readline()), port)
     finally:
-        for node in nodes:
-            _kill_tree(node.pid)
-            node.process.wait()
+        _kill_trees([process.pid])
+        process.wait()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _roll_out(world: World, address: str) -> None:
     replicas = FAST | {"cache": str(world.cache)}
     alone = {"store": world.store, "bundle": world.digests[0], "port": world.port, "timeout_s": START_S, "alias": "two"}
-    settings = json.dumps(UNJUDGED | alone | {"replicas": replicas})
+    settings = json.dumps({**UNJUDGED, **alone} | {"replicas": replicas})
     environment = os.environ | EVERYWHERE | ON_THIS_MACHINE | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
     subprocess.run([sys.executable, "-c", ROLLOUT, settings], env=environment, check=True)
 
 
-def _listens(port: int) -> bool:
-    return any(
-        found.laddr.port == port and found.status == psutil.CONN_LISTEN for found in psutil.net_connections("tcp")
-    )
+def _below(title: str, roots: Sequence[int]) -> set[int]:
+    return set().union(*(pids(title, root) for root in roots if psutil.pid_exists(root)))
 
 
-def _kill_tree(pid: int) -> None:
-    if not psutil.pid_exists(pid):
-        return
-    root = psutil.Process(pid)
-    for process in [*root.children(recursive=True), root]:
-        try:
-            process.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
+def _kill_trees(roots: Sequence[int]) -> None:
+    """Kill -9 processes and all that they started."""
+    found = [psutil.Process(root) for root in roots if psutil.pid_exists(root)]
+    for process in [*(child for root in found for child in root.children(recursive=True)), *found]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _share(entries: Sequence[Entry], after: float) -> float:

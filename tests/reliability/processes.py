@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,16 +15,16 @@ from dkt_ray.serving.rollout import APPLICATION
 
 REPLICA = "ray::ServeReplica:api:"
 CONTROLLER = "ray::ServeController"
-PROXY = "ray::ProxyActor"
+PROXY = r"ray::ProxyActor|ray::HAProxyManager|\S*/haproxy "
 PATIENCE_S = 120.0
 
 
 def pids(title: str, root: int | None = None) -> set[int]:
-    """Processes below one (unset: below this one) whose title begins like this."""
+    """Processes below one (unset: below this one) whose command line begins like this (a regular expression)."""
     found = set()
     for process in psutil.Process(root).children(recursive=True):
         try:
-            if " ".join(process.cmdline()).startswith(title) and process.status() != psutil.STATUS_ZOMBIE:
+            if re.match(title, " ".join(process.cmdline())) and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process.pid)
         except psutil.Error:
             continue

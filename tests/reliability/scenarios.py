@@ -7,8 +7,9 @@ A scenario proves that its fault fired: processes have other ids, a refusal was 
 from __future__ import annotations
 
 import random
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.ledger import OK, Entry
 from dkt_ray.data.history import Histories
 from dkt_ray.errors import RolloutError
 from dkt_ray.pipelines import scoring
+from tests.bad_bundles import Bad
 from tests.reliability.processes import (
     CONTROLLER,
     PROXY,
@@ -35,10 +37,10 @@ from tests.reliability.world import FAST, World, last_hidden
 from tests.runs import write_log
 
 REFUSED = 429
+LATE = {408, 503, 504}  # clean, but not what an overload should give
 LOAD_CONNECTIONS = 32  # of the closed loop that finds the knee
 SETTLE_S = 120.0  # for memory to come back after an overload
 FLAT = 1.1  # times the memory before, within which it is back
-Damage = Callable[[Path], None]
 
 
 @dataclass
@@ -160,24 +162,25 @@ def proxy_kill(world: World, rate: float) -> Outcome:
     )
 
 
-def bad_bundles(world: World, damages: Mapping[str, Damage], folder: Path, rate: float) -> Outcome:
-    """Bundles that somebody has damaged, their manifests made to agree: none of them meets traffic."""
-    serving, replicas, reasons, problems = world.alias(), pids(REPLICA), {}, []
+def bad_bundles(world: World, several: Mapping[str, Bad], folder: Path, rate: float) -> Outcome:
+    """Bundles that are bad, their manifests made to agree: none of them meets traffic."""
+    serving, replicas, reasons, problems = world.alias() or world.digests[0], pids(REPLICA), {}, []
     with world.load(rate=rate) as load:
         load.wait_for(10)
-        for name, damage in damages.items():
-            bad = world.damaged(damage, folder / name)
+        for name, bad in several.items():
             try:
-                world.rollout(bad)
+                world.rollout(world.publish(bad, folder / name), budget=bad.budget or {})
                 problems.append(f"{name} was rolled out")
-                world.rollout(serving or world.digests[0])
+                world.rollout(serving)
             except RolloutError as error:
                 reasons[name] = str(error)
+                if not re.search(f"is refused: .*{bad.reason}", reasons[name]):
+                    problems.append(f"{name} was refused for another reason: {error}")
         load.wait_for(10)
     if world.alias() != serving or pids(REPLICA) != replicas:
         problems.append("the alias or the replicas are not those from before")
-    problems += _none_failed(load.entries) + world.wrong(load.entries, serving or world.digests[0])
-    return _outcome("bad_bundles", problems, load.entries, bundles=len(damages), refused=len(reasons), reasons=reasons)
+    problems += _none_failed(load.entries) + world.wrong(load.entries, serving)
+    return _outcome("bad_bundles", problems, load.entries, bundles=len(several), refused=len(reasons), reasons=reasons)
 
 
 def overload(world: World, seconds: float, knee_s: float, factor: float = 3.0) -> Outcome:
@@ -186,7 +189,7 @@ def overload(world: World, seconds: float, knee_s: float, factor: float = 3.0) -
     memory = held(REPLICA) + held(PROXY)
     entries = world.load(rate=factor * knee, seconds=seconds).result()
     refused = [entry for entry in entries if entry.status == REFUSED]
-    problems = world.wrong(entries) + _other_ends(entries, {OK, REFUSED})
+    problems = world.wrong(entries) + _other_ends(entries, {OK, REFUSED, *LATE})
     if not refused:
         problems.append("nothing was refused: this was no overload")
     after = [held(REPLICA) + held(PROXY)]
@@ -202,6 +205,7 @@ def overload(world: World, seconds: float, knee_s: float, factor: float = 3.0) -
         knee_per_s=knee,
         goodput=round(found["per_s"] / knee, 3),
         refused=len(refused),
+        late=sum(entry.status in LATE for entry in entries),
         refused_ms=ledger.latencies(refused),
         memory_mib=[round(each / 2**20) for each in (memory, max(after), after[-1])],
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from dkt_ray.serving import rollout
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
 from tests import bundles
+from tests.bad_bundles import Bad, make
 
 FAST: Mapping[str, Any] = {"num_cpus": 0.25, "min_replicas": 2, "max_replicas": 2, "graceful_shutdown_s": 5.0}
 WEIGHTS = ({"lightgbm": 0.6, "lstm_attention": 0.4}, {"lightgbm": 0.1, "lstm_attention": 0.9})
 START_S = 180.0
-PLAIN = {"gate": False, "trial": {"watch_s": 0}}  # these bundles are what they are
-UNJUDGED = {name: value for name, value in PLAIN.items() if name in rollout.RolloutConfig.model_fields}
+UNJUDGED: Mapping[str, Any] = {"gate": False, "trial": {"watch_s": 0}}  # these bundles are what they are
 BODIES = 200  # different requests of a real world
 
 
@@ -89,13 +88,11 @@ class World:
         """`dkt rollout`, by default with two replicas that start fast."""
         settings = {"store": self.store, "bundle": digest, "port": self.port, "timeout_s": START_S} | more
         arguments = FAST | {"cache": str(self.cache)} | dict(replicas or {})
-        return rollout.run(rollout.RolloutConfig(**UNJUDGED | settings, replicas=arguments))
+        return rollout.run(rollout.RolloutConfig(**{**UNJUDGED, **settings}, replicas=arguments))
 
-    def damaged(self, damage: Callable[[Path], None], folder: Path) -> str:
-        """Publish the bundle that serves after somebody has damaged it; gives its digest."""
-        shutil.copytree(self.folders[self.alias() or self.digests[0]], folder)
-        damage(folder)
-        digest = bundle.digest_of(folder)
+    def publish(self, bad: Bad, folder: Path) -> str:
+        """Publish a damaged copy of the bundle that serves; gives its digest."""
+        digest = make(bad, self.folders[self.alias() or self.digests[0]], folder)
         self.registry.publish(folder, digest)
         return digest
 
