@@ -209,14 +209,14 @@ def test_bad_requests_are_refused_with_the_field(client, name):
     assert message in problem["detail"]
 
 
-@pytest.mark.parametrize("path", ["/v1/predict", "/v1/knowledge-state"])
+@pytest.mark.parametrize("path", ["predict", "knowledge-state", "recommend", "score"])
 def test_errors_never_repeat_values(client, path):
     secret = "Ada-Lovelace-1815"
     for body in (
         {"targets": [{"question": "q", "test": secret * 20}], "student": [secret]},
         {"history": [event(correct=secret, timestamp=secret)], "targets": ["q"], "concepts": [secret], "at": secret},
     ):
-        answer = post(client, body, path)
+        answer = post(client, body, f"/v1/{path}")
         assert answer.status_code == 422
         assert secret not in answer.text
 
