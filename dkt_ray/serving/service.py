@@ -29,6 +29,7 @@ APPLICATION: Final = "api"
 REQUEST_TIMEOUT_S: Final = 30.0
 AGREEING_ANSWERS: Final = 10  # in a row, each over a connection of its own
 POLL_S: Final = 0.25
+BUSY: Final = "busy"
 
 
 class ServiceConfig(Config):
@@ -88,7 +89,8 @@ def deploy(args: ServeArgs, config: ServiceConfig, intents: Intents | None = Non
         if time.monotonic() > deadline:
             raise RolloutError(f"not up after {config.timeout_s} s ({last}); give more time with timeout_s")
         last = _state()
-        answered = last == "RUNNING" and version(config) == args.bundle and (agreeing or _all_run(args, replicas_of))
+        told = last == "RUNNING" and version(config) in (args.bundle, BUSY)
+        answered = told and (agreeing or _all_run(args, replicas_of))
         agreeing = agreeing + 1 if answered else 0
         if not answered:
             if intents is not None:
@@ -97,11 +99,13 @@ def deploy(args: ServeArgs, config: ServiceConfig, intents: Intents | None = Non
 
 
 def version(config: ServiceConfig) -> str | None:
-    """The bundle that answers now, asked over a new connection; None where nobody does."""
+    """The bundle that answers now, asked over a new connection; BUSY: the queue is full; None: nobody answers."""
     try:
         answer = httpx.get(f"{config.address}/v1/models", timeout=5.0, trust_env=False)
     except httpx.HTTPError:
         return None
+    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        return BUSY
     return answer.json()["model_version"] if answer.status_code == httpx.codes.OK else None
 
 
@@ -118,8 +122,8 @@ def running(config: ServiceConfig) -> ServeArgs | None:
             f"application {APPLICATION} runs, but does not answer at {config.address}; give its address with "
             "--set host=... --set port=..., or remove it with `serve shutdown`"
         )
-    found: ServeArgs = handle().options(method_name="arguments").remote().result(timeout_s=REQUEST_TIMEOUT_S)
-    return found
+    found: list[ServeArgs] = handle().broadcast("arguments").results(timeout_s=REQUEST_TIMEOUT_S)  # past all queues
+    return found[0]
 
 
 def replicas() -> int:
@@ -215,7 +219,7 @@ def _args(values: Mapping[str, Any] | None) -> ServeArgs | None:
 def _serves(args: ServeArgs, config: ServiceConfig) -> bool:
     """Whether all is as it should be already: a deployment of equal arguments would replace every replica."""
     try:
-        return _state() == "RUNNING" and version(config) == args.bundle and running(config) == args
+        return _state() == "RUNNING" and running(config) == args
     except RolloutError:
         return False
 
