@@ -213,4 +213,5 @@ def _gate_in_words(gate: Mapping[str, Any]) -> str:
 
 def _arguments(config: RolloutConfig, digest: str, before: ServeArgs | None) -> ServeArgs:
     base = before.model_dump() if before else {}
-    return build(ServeArgs, base | config.replicas | {"store": config.store, "bundle": digest, "challenger": None})
+    given = {"store": config.registry.store.url, "bundle": digest, "challenger": None}
+    return build(ServeArgs, base | config.replicas | given)
