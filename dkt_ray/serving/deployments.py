@@ -35,7 +35,8 @@ from dkt_ray.storage import open_store
 logger = logging.getLogger(__name__)
 
 DEPLOYMENT: Final = "predictor"
-LOOK_BACK_S: Final = 15.0  # above the 10 s between load reports; scaling delays below it make replicas come and go
+REPORT_S: Final = 2.0  # between reports of load; the variables that Ray 2.60 names instead of this setting do nothing
+LOOK_BACK_S: Final = 3 * REPORT_S  # a downscale delay below it makes replicas come and go
 STUCK_S: Final = 60.0  # a batch that runs longer than this takes its replica with it
 
 
@@ -54,7 +55,8 @@ class ServeArgs(Config):
     max_replicas: int = Field(default=2, ge=1)
     target_ongoing_requests: float = Field(default=8.0, gt=0)
     """Requests per replica that autoscaling aims at."""
-    upscale_delay_s: float = Field(default=LOOK_BACK_S, ge=LOOK_BACK_S)
+    upscale_delay_s: float = Field(default=2.0, ge=0)
+    """How long the load must be above the target before replicas are added."""
     downscale_delay_s: float = Field(default=120.0, ge=LOOK_BACK_S)
     max_batch_requests: int = Field(default=32, ge=1)
     """Requests that are scored in one pass."""
@@ -150,6 +152,7 @@ def application(args: ServeArgs) -> Application:
             initial_replicas=args.min_replicas,
             max_replicas=args.max_replicas,
             target_ongoing_requests=args.target_ongoing_requests,
+            metrics_interval_s=REPORT_S,
             look_back_period_s=LOOK_BACK_S,
             upscale_delay_s=args.upscale_delay_s,
             downscale_delay_s=args.downscale_delay_s,
