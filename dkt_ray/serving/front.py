@@ -19,7 +19,8 @@ KEPT: Final = ("retry-after", "x-request-id")
 OF_SERVE: Final = {  # answers that Serve gives as plain text
     408: "No answer was there within the service's time limit; send less in one request, or try again later",
     429: "Too many requests are waiting; try again later",
-    500: "The request was lost on our side; it may be sent again",
+    500: "An error on our side; the log has it",
+    502: "The replica that worked on the request was lost; send it again",
     503: "No replica can answer now; try again later",
 }
 
@@ -36,11 +37,12 @@ class Front:
             await self.app(scope, receive, send)
             return
         scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in LIFTS_LIMITS]
-        replaced = False
+        started = replaced = False
 
         async def explained(message: Message) -> None:
-            nonlocal replaced
+            nonlocal started, replaced
             if message["type"] == "http.response.start":
+                started = True
                 headers = {name.lower(): value for name, value in message.get("headers", [])}
                 plain = headers.get(b"content-type", b"").startswith(b"text/plain")
                 replaced = plain and message["status"] in OF_SERVE
@@ -50,6 +52,8 @@ class Front:
                 await send(message)
 
         await self.app(scope, receive, explained)
+        if not started:  # Serve says nothing when a replica dies; its server would call that an internal error
+            await _problem(scope["path"], 502, dict(scope["headers"]))(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:

@@ -30,6 +30,8 @@ class Serve:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.headers = dict(scope["headers"])
         extra = [(b"retry-after", b"1"), (b"x-request-id", b"mine")]
+        if not self.status:
+            return  # as when the replica has died
         for message in convert_object_to_asgi_messages(self.content, status_code=self.status, extra_headers=extra):
             await send(message)
 
@@ -62,6 +64,12 @@ def test_serves_own_refusals_are_problem_details(status):
     assert (found.headers["retry-after"], found.headers["x-request-id"]) == ("1", "mine")
     assert found.json() == found.json() | {"status": status, "instance": "/v1/predict", "request_id": "mine"}
     assert "backpressure" not in found.text
+
+
+def test_a_replica_that_dies_is_a_bad_gateway():
+    found = Serve(0).get()
+    assert (found.status_code, found.headers["content-type"]) == (502, PROBLEM)
+    assert (found.headers["x-request-id"], found.json()["request_id"]) == ("mine", "mine")
 
 
 def test_other_answers_pass_as_they_are():
