@@ -36,6 +36,7 @@ pids = [[each.process.pid for several in node.all_processes.values() for each in
 print(json.dumps([cluster.address, *pids]), flush=True)
 sys.stdin.read()
 """
+PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}  # Ray's 60: then a node without a head ends itself
 ROLLOUT = """
 import json, sys
 import ray
@@ -99,7 +100,7 @@ def _two_nodes() -> Iterator[_Cluster]:
     clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(port)],
-        env=clean | EVERYWHERE | ON_THIS_MACHINE | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary},
+        env=clean | EVERYWHERE | ON_THIS_MACHINE | PATIENT | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import psutil
 from ray import serve
@@ -31,12 +32,19 @@ def pids(title: str, root: int | None = None) -> set[int]:
     return found
 
 
-def kill(pid: int) -> float:
-    """Kill -9; when that was, by the monotonic clock."""
-    process, at = psutil.Process(pid), time.monotonic()
+class Kill(NamedTuple):
+    """Between these moments of the monotonic clock a process was killed."""
+
+    after: float
+    before: float
+
+
+def kill(pid: int) -> Kill:
+    """Kill -9."""
+    process, after = psutil.Process(pid), time.monotonic()
     process.kill()
     wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    return at
+    return Kill(after, time.monotonic())
 
 
 def wait_for_another(title: str, before: set[int]) -> None:

@@ -74,7 +74,12 @@ RUNS: Final[dict[str, Run]] = {
     "code_rollouts": Run(lambda world, _, options: scenarios.code_rollouts(world, options.code_rollouts, RATE)),
     "replica_kills": Run(
         lambda world, _, options: scenarios.replica_kills(world, options.kills, options.every, RATE),
-        [Goal("the client sees no failure", lambda figures: figures["client"]["requests"] == figures["client"]["ok"])],
+        [
+            Goal(
+                "the client sees no failure", lambda figures: figures["client"]["requests"] == figures["client"]["ok"]
+            ),
+            Goal("only what was in flight fails", lambda figures: figures["raw_failures"] <= sum(figures["in_flight"])),
+        ],
     ),
     "controller_kill": Run(lambda world, _, __: scenarios.controller_kill(world, RATE)),
     "proxy_kill": Run(
