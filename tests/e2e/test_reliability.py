@@ -73,9 +73,8 @@ def test_the_benchmark_tells_every_figure_that_is_asked_for(world, tmp_path, mon
     """Against the service that runs here, in place of one of its own."""
     here = Server("ours, proxy", psutil.Process(), world.port)
     monkeypatch.setattr(serving, "ours", lambda *args, **settings: nullcontext(here))
-    world.rollout(world.digests[0])
     log = write_log(tmp_path / "log.csv", bundles.simulate(users=10))
-    serving.main(["--quick", "--store", world.store, "--bundle", world.digests[0], "--data", str(log)])
+    serving.main(["--quick", "--store", world.store, "--bundle", world.alias(), "--data", str(log)])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert min(figures[name] for name in ("of_bare_c32", "targets_1000_speedup", "targets_10000_ms")) > 0
     assert figures["vs_bentoml"] is None
