@@ -76,22 +76,25 @@ def latencies(entries: Sequence[Entry]) -> dict[str, float]:
     if not entries:
         return {}
     taken = 1000 * np.array([entry.answered - entry.scheduled for entry in entries])
-    p50, p99, longest = np.percentile(taken, [50, 99, 100])
+    p50, p99, longest = map(float, np.percentile(taken, [50, 99, 100]))
     return {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "longest_ms": round(longest, 1)}
 
 
-def wrong(entries: Sequence[Entry], oracle: Mapping[str, Sequence[npt.NDArray[np.float64]]]) -> list[str]:
+def wrong(
+    entries: Sequence[Entry], oracle: Mapping[str, Sequence[npt.NDArray[np.float64]]], tolerance: float = TOLERANCE
+) -> list[str]:
     """What should not be, in words: a request that ended twice or never, an answer that is not its version's.
 
     Args:
         oracle: version -> the probabilities that it gives for each body.
+        tolerance: between an answer and the oracle's.
     """
     times = Counter(entry.request for entry in entries)
     missing = set(range(len(times))) - times.keys()
     found = [f"request {request} ended {count} times" for request, count in times.items() if count > 1]
     found += [f"request {request} never ended" for request in missing]
     answered = [entry for entry in entries if entry.status == OK]
-    found += [problem for entry in answered if (problem := _wrong_answer(entry, oracle))]
+    found += [problem for entry in answered if (problem := _wrong_answer(entry, oracle, tolerance))]
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return [*_alike({entry.body for entry in answered}, oracle), *found[:SHOWN], *more]
 
@@ -101,7 +104,9 @@ def versions(entries: Sequence[Entry]) -> dict[str, int]:
     return dict(Counter(entry.version for entry in entries if entry.status == OK))
 
 
-def _wrong_answer(entry: Entry, oracle: Mapping[str, Sequence[npt.NDArray[np.float64]]]) -> str | None:
+def _wrong_answer(
+    entry: Entry, oracle: Mapping[str, Sequence[npt.NDArray[np.float64]]], tolerance: float
+) -> str | None:
     if entry.error:
         return f"request {entry.request}: {entry.error}"
     if entry.version not in oracle:
@@ -110,7 +115,7 @@ def _wrong_answer(entry: Entry, oracle: Mapping[str, Sequence[npt.NDArray[np.flo
     if len(entry.values) != len(expected):
         return f"request {entry.request}: {len(entry.values)} probabilities, expected {len(expected)}"
     off = np.abs(np.array(entry.values) - expected).max()
-    if not off <= TOLERANCE:  # also NaN
+    if not off <= tolerance:  # also NaN
         return f"request {entry.request}, body {entry.body}: off by {off:.2g} from version {entry.version[:12]}"
     return None
 

@@ -113,6 +113,12 @@ def test_what_is_wrong_is_told(entries, told):
     assert any(told in problem for problem in ledger.wrong(entries, ORACLE))
 
 
+def test_exact_means_exact():
+    almost = [entry(0, values=[0.1 + 1e-9])]
+    assert ledger.wrong(almost, ORACLE) == []
+    assert "off by 1e-09" in ledger.wrong(almost, ORACLE, tolerance=0.0)[0]
+
+
 def test_an_oracle_that_cannot_tell_versions_apart_proves_nothing():
     same = {"one": ORACLE["one"], "two": ORACLE["one"]}
     assert ledger.wrong([entry(0)], same) == ["body 0 does not tell one from two"]
