@@ -26,6 +26,7 @@ import uvloop
 from benchmarks import ledger
 from benchmarks.ledger import OK, Entry
 
+PROGRAM: Final = "import sys; from benchmarks.load import main; main(sys.argv[1:])"
 ROOT: Final = Path(__file__).resolve().parents[1]
 PATIENCE_S: Final = 120.0  # for a server that should answer, before we give up
 NEVER_S: Final = 24 * 3600.0
@@ -61,7 +62,7 @@ class Load:
         settings, self._ledger = Path(self._folder.name) / "plan.json", Path(self._folder.name) / "ledger.jsonl"
         settings.write_text(json.dumps(asdict(plan)))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load", str(settings), str(self._ledger)],
+            [sys.executable, "-c", PROGRAM, str(settings), str(self._ledger)],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -99,7 +100,7 @@ class Load:
         """The ledger, when the plan's time is over."""
         with self._folder:
             if self._process.wait():
-                raise subprocess.CalledProcessError(self._process.returncode, "benchmarks.load")
+                raise subprocess.CalledProcessError(self._process.returncode, "the load generator")
             self.entries = ledger.read(self._ledger)
         return self.entries
 
@@ -264,7 +265,3 @@ def main(arguments: Sequence[str]) -> None:
     os.sched_setaffinity(0, {plan.core})
     ended = uvloop.run(_carry_out(plan))
     ledger.write(Path(arguments[1]), [_told(entry, body) for entry, body in ended])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
