@@ -81,7 +81,10 @@ AnyTarget = Annotated[Target, BeforeValidator(_target, json_schema_input_type=st
 class StudentRequest(Part):
     """What every request says about a student."""
 
-    student: Identifier | None = Field(None, description="not used for scoring and not stored")
+    student: Identifier | None = Field(
+        None,
+        description="decides who answers while a rollout tries out another bundle; not used for scoring, not stored",
+    )
     history: History = []
     at: datetime | None = Field(None, description="when the targets are shown; of use where the history has times")
 

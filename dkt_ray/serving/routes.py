@@ -73,7 +73,9 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
             predictor, answer = choose(item.request.student)
             return replies.predicted(predictor, item.request, await answer(item.query))
 
-        return reply({"items": await predict_batch.items(request.students, one)})
+        items = await predict_batch.items(request.students, one)
+        versions = {item["answer"]["model_version"] for item in items if "answer" in item}
+        return reply({"items": items}, ", ".join(sorted(versions)))
 
     async def knowledge_state(request: KnowledgeRequest) -> Response:
         """Mastery per concept and head, now and after each of the last answers: a mean over at most three questions."""
@@ -118,7 +120,8 @@ def _score_set(name: str, sets: ScoreSets, catalogue: Catalogue) -> Sequence[str
     return [row["question"] for row in catalogue.rows[:DEFAULT_SET_SIZE]]
 
 
-def reply(content: dict[str, Any]) -> Response:
-    """JSON; its `model_version`, where it has one, is in the header too."""
-    version = content.get("model_version")
-    return Response(to_json(content), headers=version and {edge.VERSION: version}, media_type="application/json")
+def reply(content: dict[str, Any], version: str = "") -> Response:
+    """JSON, with the version that answered, its `model_version` if nothing else is given, in the header."""
+    version = version or content.get("model_version", "")
+    headers = {edge.VERSION: version} if version else None
+    return Response(to_json(content), headers=headers, media_type="application/json")

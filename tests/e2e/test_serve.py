@@ -42,7 +42,7 @@ def test_the_first_rollout_starts_the_service(world, http):
     expected = world.oracles[first].answer(world.queries[:1])[0]
     found = [each["probability"] for each in answer.json()["predictions"]]
     np.testing.assert_allclose(found, expected.probability, rtol=0, atol=1e-9)
-    for path in ("/livez", "/readyz", "/openapi.json", "/docs", "/v1/models", "/v1/questions"):
+    for path in ("/livez", "/readyz", "/openapi.json", "/docs", "/v1/models", "/v1/questions", "/metrics"):
         assert http.get(path).status_code == 200
 
 

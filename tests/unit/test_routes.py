@@ -1,6 +1,7 @@
 """The routes beside /v1/predict: what they answer, and what each wrong request is told."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -9,6 +10,7 @@ from dkt_ray.data.query import Query, gather
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.contract import BatchResponse
+from dkt_ray.serving.predictor import Predictor
 from tests.requests import event, post
 
 BATCH = "/v1/predict:batch"
@@ -87,6 +89,8 @@ def test_students_of_a_batch_are_scored_together_and_one_that_crashes_takes_no_o
 def test_each_student_of_a_batch_is_answered_by_the_bundle_that_is_chosen_for_them(predictor, known):
     asked = []
 
+    other = Predictor(replace(predictor._bundle, digest="0" * 64))
+
     def choose(student):
         asked.append(student)
 
@@ -94,12 +98,18 @@ def test_each_student_of_a_batch_is_answered_by_the_bundle_that_is_chosen_for_th
             await asyncio.sleep(0)
             return predictor.answer([query])[0]
 
-        return Served(predictor, answer)
+        return Served(other if student == "b" else predictor, answer)
 
     with TestClient(build_app(choose)) as client:
         asked.clear()
-        post(client, {"students": [{"targets": known[:1], "student": name} for name in ("a", "b", "a")]}, BATCH)
-    assert asked == ["a", "b", "a"]
+        students = [{"targets": known[:1], "student": name} for name in ("a", "b", "a")]
+        answer = post(client, {"students": students}, BATCH)
+        alone = post(client, students[1])
+    assert asked == ["a", "b", "a", "b"]
+    versions = [item["answer"]["model_version"] for item in answer.json()["items"]]
+    assert versions == [predictor.version, other.version, predictor.version]
+    assert answer.headers["x-model-version"] == ", ".join(sorted({*versions}))
+    assert alone.headers["x-model-version"] == alone.json()["model_version"] == other.version
 
 
 SCORE = "/v1/score"
