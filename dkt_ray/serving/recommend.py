@@ -87,13 +87,23 @@ async def _gains(
     for question, each in zip(questions, probes, strict=True):
         targets = list(dict.fromkeys(name for several in each.values() for name in several))
         asked += [_answered(now, question, right, targets) for right in (1, 0)]
-    before, *after = await asyncio.gather(*(answer(query) for query in asked))
+    before, *after = await _all(asked, answer)
     gains = []
     for place, each in enumerate(probes):
         start = _mean(each, everything, before)
         right, wrong = (_mean(each, asked[1 + index].target, after[index]) for index in (2 * place, 2 * place + 1))
         gains.append(Gain(start, p[place] * right + (1 - p[place]) * wrong - start))
     return gains, {name for scores in (before, *after) for name in scores.left_out}
+
+
+async def _all(queries: Sequence[Query], answer: Answer) -> list[Scores]:
+    """All answers; where one fails, the others are not waited for and not scored any more."""
+    tasks = [asyncio.ensure_future(answer(query)) for query in queries]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _probes(question: str, catalogue: Catalogue) -> Probes:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dkt_ray.data.query import Query
+from dkt_ray.errors import OverloadedError
 from dkt_ray.serving import recommend
 from dkt_ray.serving.contract import RecommendRequest
 from tests.requests import event, post
@@ -112,6 +113,30 @@ def test_fewer_questions_are_compared_after_a_long_history(predictor, known):
         assert len(items) == compared
         assert len(sizes) == 2 + 2 * compared
         assert sum(sizes[2:]) <= 110_000
+
+
+def test_when_a_replica_is_full_the_rest_of_a_comparison_is_given_up(predictor, known):
+    given_up = []
+
+    async def answer(query):
+        if len(query.target) > 20:  # the candidates, and the probes of them all
+            return predictor.answer([query])[0]
+        if not query.correct[-1]:
+            raise OverloadedError("full")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.append(query)
+
+    request = RecommendRequest(history=[event("q")], by="gain", exclude_last=0)
+
+    async def ask():
+        with pytest.raises(OverloadedError):
+            await recommend.recommended(request, predictor.catalogue, answer)
+        await asyncio.sleep(0)  # so that what was cancelled ends
+
+    asyncio.run(ask())
+    assert len(given_up) == min(recommend.COMPARED, len(known))
 
 
 def test_nothing_is_left_when_all_was_just_seen(client, known):
