@@ -26,6 +26,7 @@ from dkt_ray.serving.contract import FieldError
 MAX_BODY: Final = 8 << 20  # bytes
 DEADLINE: Final = b"x-request-deadline-ms"
 MAX_WAIT_S: Final = 30.0  # also for requests that name no deadline, and whatever a proxy in front was told
+GONE: Final = 0.0  # a limit in the past: nobody is there to be told
 PROBLEM: Final = "application/problem+json"
 VERSION: Final = "x-model-version"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -90,7 +91,7 @@ class Edge:
         except TimeoutError:
             if not limit.expired():
                 raise
-            if not started:  # a client that has gone does not read it
+            if not started and limit.when() != GONE:
                 detail = "The request's deadline passed before its answer was there; nothing was changed, send it again"
                 await problem(HTTPStatus.GATEWAY_TIMEOUT, detail, scope["path"], request_id)(scope, receive, labelled)
 
@@ -163,7 +164,7 @@ async def _read(receive: Receive) -> bytes | None:
     body = bytearray()
     more = True
     while more:
-        message = await receive()
+        message = await _next(receive)
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
@@ -173,11 +174,19 @@ async def _read(receive: Receive) -> bytes | None:
     return bytes(body)
 
 
+async def _next(receive: Receive) -> Message:
+    """The next message; Serve raises where its proxy has just dropped the request, or has died."""
+    try:
+        return await receive()
+    except Exception:  # noqa: BLE001 - the border of the replica: nobody is there to send, or to be answered
+        return {"type": "http.disconnect"}
+
+
 async def _until_gone(receive: Receive, limit: asyncio.Timeout) -> None:
     """Let the time limit strike as soon as the client goes away."""
-    while (await receive())["type"] != "http.disconnect":
+    while (await _next(receive))["type"] != "http.disconnect":
         pass
-    limit.reschedule(0.0)
+    limit.reschedule(GONE)
 
 
 def _replay(body: bytes, gone: asyncio.Task[None]) -> Receive:

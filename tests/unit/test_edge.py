@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -138,3 +139,25 @@ def test_too_much_waiting_is_429_and_nobody_left_to_answer_is_503(service):
         assert (answer.status_code, answer.headers["content-type"]) == (status, edge.PROBLEM)
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["detail"].endswith("try again later")
+
+
+@pytest.mark.parametrize("body", [True, False])
+def test_a_server_that_has_lost_the_request_is_no_error_of_ours(body):
+    """Serve raises from `receive` when its proxy cancelled the request a moment ago."""
+    answers = [{"type": "http.request", "body": b"{}", "more_body": False}] if body else []
+    sent = []
+
+    async def receive():
+        if answers:
+            return answers.pop()
+        raise RuntimeError("cancelled before it executes")
+
+    async def send(message):
+        sent.append(message)
+
+    async def never(scope, receive, send):
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    asyncio.run(edge.Edge(never, "v")(scope, receive, send))
+    assert sent == []
