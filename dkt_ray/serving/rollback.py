@@ -42,11 +42,11 @@ def run(config: RollbackConfig) -> dict[str, Any]:
     started = time.monotonic()
     with ExitStack() as ours:
         ended = _end_what_is_half_done(config, ours)
-        entry = config.registry.alias(config.alias) if ended else None
-        entry = entry or _go_back(config)
+        entry = config.registry.alias(config.alias) if ended else _go_back(config)
     seconds = round(time.monotonic() - started, 1)
-    logger.info("%s: %s after %.1f s", config.alias, ended or f"bundle {entry.bundle} serves again", seconds)
-    return {"alias": config.alias, **asdict(entry), "ended": ended, "seconds": seconds}
+    move = asdict(entry) if entry else {"bundle": None, "previous": None}  # the alias's first rollout was ended
+    logger.info("%s: %s after %.1f s", config.alias, ended or f"bundle {move['bundle']} serves again", seconds)
+    return {"alias": config.alias, **move, "ended": ended, "seconds": seconds}
 
 
 def _end_what_is_half_done(config: RollbackConfig, ours: ExitStack) -> str | None:
