@@ -91,6 +91,7 @@ def measure(
             if server.name in (mine.name, best[MOST])
         }
         shapes = _shapes(mine, predictor, students, options)
+        idle = {server.name: _idle_cpu(server, options.seconds) for server in servers}
         memory = {server.name: round(server.held() / MIB) for server in servers}
         many = _http_ms(mine, predictor, students.long(340, 10_000), 3)
     return {
@@ -104,6 +105,7 @@ def measure(
         "open_at_half": opened,
         "shapes": shapes,
         "memory_mib": memory,
+        "idle_cpu": idle,
         "missing": [] if options.bentoml else ["BentoML: give the interpreter of its venv with --bentoml"],
     }
 
@@ -173,13 +175,21 @@ def _best(closed: Mapping[str, Mapping[str, Any]], connections: int) -> str | No
 
 
 def _ratios(closed: Mapping[str, Mapping[str, Any]], mine: str, peer: str | None, connections: int) -> dict[str, Any]:
-    """Our requests per second and p99 over the peer's."""
+    """Our requests per second, p99 and CPU time of a request over the peer's."""
     one, other = closed[mine][f"c{connections}"], closed[peer or mine][f"c{connections}"]
     return {
         "requests": round(one["per_s"] / other["per_s"], 2),
         "p99": round(one["p99_ms"] / other["p99_ms"], 2),
+        "cpu": round(one["cpu_ms"] / other["cpu_ms"], 2),
         "peer": peer,
     }
+
+
+def _idle_cpu(server: Server, seconds: float) -> float:
+    """Share of a core that a server takes when nobody asks."""
+    before, started = server.cpu_s(), time.perf_counter()
+    time.sleep(seconds)
+    return round((server.cpu_s() - before) / (time.perf_counter() - started), 3)
 
 
 def _shapes(
