@@ -81,7 +81,7 @@ def head_kill(world: World, seconds: float, rate: float) -> Outcome:
             "first_errors": [entry.error for entry in ledger.failed([*user.entries, *load.entries])[:5]],
         },
         problems,
-        {"head_kill": load.entries, "head_kill_client": user.entries},
+        {"raw": load.entries, "client": user.entries},
     )
 
 

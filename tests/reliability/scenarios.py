@@ -247,7 +247,7 @@ def _outcome(
 ) -> Outcome:
     """With the figures of the raw requests, and of the client's where there is one."""
     told = figures | {"raw": ledger.figures(entries)} | ({"client": ledger.figures(users)} if users else {})
-    return Outcome(name, told, problems, {name: entries} | ({f"{name}_client": users} if users else {}))
+    return Outcome(name, told, problems, {"raw": entries} | ({"client": users} if users else {}))
 
 
 def _none_failed(entries: Sequence[Entry]) -> list[str]:

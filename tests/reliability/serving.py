@@ -158,7 +158,7 @@ def _students(options: argparse.Namespace) -> Any:
 def _told(run: str, outcome: Outcome, seconds: int, out: Path) -> dict[str, Any]:
     """A run as the report has it; its ledgers are written."""
     for name, entries in outcome.ledgers.items():
-        ledger.write(out / "ledgers" / f"{name}.jsonl", entries)
+        ledger.write(out / "ledgers" / f"{run}_{name}.jsonl", entries)
     goals = {goal.says: bool(outcome.figures) and goal.met(outcome.figures) for goal in RUNS[run].goals}
     return {
         "run": run,
@@ -166,7 +166,7 @@ def _told(run: str, outcome: Outcome, seconds: int, out: Path) -> dict[str, Any]
         "goals": goals,
         "wrong": outcome.wrong,
         "figures": outcome.figures,
-        "ledgers": [f"ledgers/{name}.jsonl" for name in outcome.ledgers],
+        "ledgers": [f"ledgers/{run}_{name}.jsonl" for name in outcome.ledgers],
     }
 
 
