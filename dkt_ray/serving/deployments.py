@@ -147,9 +147,8 @@ def application(args: ServeArgs) -> Application:
     deployment = serve.deployment(
         name=DEPLOYMENT,
         ray_actor_options={"num_cpus": args.num_cpus},
-        autoscaling_config=AutoscalingConfig(
+        autoscaling_config=AutoscalingConfig(  # without initial_replicas: each deployment would go back to them
             min_replicas=args.min_replicas,
-            initial_replicas=args.min_replicas,
             max_replicas=args.max_replicas,
             target_ongoing_requests=args.target_ongoing_requests,
             metrics_interval_s=REPORT_S,

@@ -78,9 +78,10 @@ def test_one_port_is_open_on_loopback_and_no_replica_is_a_503(environment):
             process.kill()
 
 
-def test_a_port_that_it_does_not_know_stops_it(environment):
+@pytest.mark.parametrize("address", ["*:9102", ":9102", "0.0.0.0:9102", "[::]:9102", "10.0.0.1:9102"])
+def test_a_port_that_it_does_not_know_stops_it(environment, address):
     config = write_config(environment, 1)
-    config.write_text(config.read_text() + "\nfrontend another\n  bind *:9102\n")
+    config.write_text(config.read_text() + f"\nfrontend another\n  bind {address}\n")
     with start(environment, config) as process:
         assert process.wait(PATIENCE_S) == 1
-        assert "another listens on all interfaces (  bind *:9102)" in process.stderr.read()
+        assert f"another listens off loopback (  bind {address})" in process.stderr.read()
