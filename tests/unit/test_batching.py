@@ -23,7 +23,7 @@ class Recorder:
         self.gate.set()
 
     def __call__(self, queries):
-        assert self.gate.wait(300)
+        self.gate.wait(300)
         self.batches.append([query.target[0] for query in queries])
         if any(query.target[0] == "bad" for query in queries):
             raise ValueError("bad")
