@@ -22,6 +22,9 @@ SERVE: Final = {  # Serve's controller, proxies and replicas read these when the
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "dkt_ray.serving.front:middlewares",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",  # a dead proxy is replaced after three; Ray's 10 are an outage
 }
+ON_CLUSTERS: Final = SERVE | {  # each `ray start`
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",  # a node that has lost its head goes on serving; Ray's 60 s end it
+}
 EVERYWHERE: Final = SERVE | {
     "RAY_AUTH_MODE": "disabled",  # never left to Ray's default, which writes a token file; cluster.yaml sets `token`
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -103,7 +106,7 @@ def connect(running: bool = False) -> None:
 
 
 def _exports(arguments: list[str]) -> str:
-    chosen = SERVE | (haproxy(Path(arguments[1])) if arguments[:1] == ["--haproxy"] else {})
+    chosen = ON_CLUSTERS | (haproxy(Path(arguments[1])) if arguments[:1] == ["--haproxy"] else {})
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in chosen.items())
 
 

@@ -15,7 +15,7 @@ from ray.serve._private.http_util import configure_http_middlewares, convert_obj
 from ray.serve.config import HTTPOptions
 
 from dkt_ray.serving.edge import PROBLEM
-from dkt_ray.session import SERVE
+from dkt_ray.session import ON_CLUSTERS, SERVE
 
 ROOT = Path(__file__).parents[2]
 HEADERS = {"x-request-timeout-seconds": "0", "X-Request-Disconnect-Disabled": "?1", "x-request-id": "mine"}
@@ -52,9 +52,9 @@ def test_everything_that_starts_ray_tells_serve_so():
     ray_start = 'RAY_USAGE_STATS_ENABLED=0;\n    eval "$(python -m dkt_ray.session)";\n    ray start'
     assert (ROOT / "cluster.yaml").read_text().count(ray_start) == 2
     image = (ROOT / "deploy/Dockerfile").read_text().splitlines()
-    assert {f"ENV {name}={value}" for name, value in SERVE.items()} <= set(image)
+    assert {f"ENV {name}={value}" for name, value in ON_CLUSTERS.items()} <= set(image)
     printed = subprocess.run([sys.executable, "-m", "dkt_ray.session"], capture_output=True, text=True, check=True)
-    assert printed.stdout.splitlines() == [f"export {name}={value}" for name, value in SERVE.items()]
+    assert printed.stdout.splitlines() == [f"export {name}={value}" for name, value in ON_CLUSTERS.items()]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
