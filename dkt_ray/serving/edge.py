@@ -11,6 +11,7 @@ import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ MAX_BODY: Final = 8 << 20  # bytes
 DEADLINE: Final = b"x-request-deadline-ms"
 MAX_WAIT_S: Final = 30.0  # also for requests that name no deadline, and whatever a proxy in front was told
 GONE: Final = 0.0  # a limit in the past: nobody is there to be told
+LIMIT: Final[ContextVar[asyncio.Timeout | None]] = ContextVar("LIMIT", default=None)  # of the request at hand
 PROBLEM: Final = "application/problem+json"
 VERSION: Final = "x-model-version"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -83,6 +85,7 @@ class Edge:
             await refusal(scope, receive, labelled)
             return
         limit = asyncio.timeout(min(MAX_WAIT_S, int(headers.get(DEADLINE, MAX_WAIT_S * 1000)) / 1000))
+        LIMIT.set(limit)
         try:
             async with limit:
                 await self._handle(scope, receive, labelled, limit)
@@ -105,6 +108,12 @@ class Edge:
             await self.app(scope, _replay(body, gone), send)
         finally:
             gone.cancel()
+
+
+def is_late() -> bool:
+    """Whether the request at hand is cancelled because its deadline has passed, not because its client has gone."""
+    limit = LIMIT.get()
+    return limit is not None and limit.expired() and limit.when() != GONE
 
 
 def install(app: FastAPI, version: str, names_requests: bool) -> None:

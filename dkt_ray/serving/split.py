@@ -13,8 +13,9 @@ from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.errors import OverloadedError
 from dkt_ray.serving.api import Served
+from dkt_ray.serving.edge import MAX_WAIT_S, is_late
 from dkt_ray.serving.predictor import Predictor
-from dkt_ray.serving.traffic import Findings, Traffic, is_challengers
+from dkt_ray.serving.traffic import Counts, Findings, Traffic, is_challengers
 
 COMPARED_AT_ONCE: Final = 4  # unseen answers being made; more are not asked for, so that they cannot pile up
 LAPSE_S: Final = 20.0  # without word from the rollout the champion answers everybody again
@@ -64,14 +65,22 @@ class Split:
     def _now(self) -> Traffic:
         return self._traffic if time.monotonic() - self._heard < LAPSE_S else Traffic()
 
-    async def _timed(self, side: int, query: Query) -> Scores:
+    def _counts(self, side: int) -> Counts:
+        return self._found.challenger if side else self._found.champion
+
+    async def _timed(self, side: int, query: Query, limit_s: float | None = None) -> Scores:
         served = self._served[side]
         assert served is not None
-        counts = self._found.challenger if side else self._found.champion
+        counts = self._counts(side)
+        counts.asked += 1
         started = time.perf_counter()
         try:
-            scores = await served.answer(query)
-        except OverloadedError:  # refused unseen: it says nothing about the bundle
+            async with asyncio.timeout(limit_s):
+                scores = await served.answer(query)
+        except OverloadedError:  # refused unseen: it says nothing about the bundle, unless most are
+            raise
+        except asyncio.CancelledError:
+            counts.add(time.perf_counter() - started, failed=True if is_late() else None)
             raise
         except Exception:
             counts.add(time.perf_counter() - started, failed=True)
@@ -81,17 +90,19 @@ class Split:
 
     def _compare(self, side: int, query: Query, scores: Scores) -> None:
         """Have the other one answer too; the client does not wait for that."""
-        if self._served[side] is None or len(self._comparing) >= COMPARED_AT_ONCE:
+        if self._served[side] is None or random.random() >= self._now().compared:
             return
-        if random.random() < self._now().compared:
-            task = asyncio.create_task(self._set_apart(side, query, scores))
-            self._comparing.add(task)
-            task.add_done_callback(self._comparing.discard)
+        if len(self._comparing) >= COMPARED_AT_ONCE:
+            self._counts(side).asked += 1  # so that one who hangs is not merely asked less
+            return
+        task = asyncio.create_task(self._set_apart(side, query, scores))
+        self._comparing.add(task)
+        task.add_done_callback(self._comparing.discard)
 
     async def _set_apart(self, side: int, query: Query, scores: Scores) -> None:
         found = self._found
         try:
-            other = await self._timed(side, query)
+            other = await self._timed(side, query, MAX_WAIT_S)
         except Exception:  # noqa: BLE001 - the border of the replica: it is counted, and no client waits for it
             return
         found.compared += 1

@@ -54,16 +54,27 @@ class Counts:
     answered: int = 0
     errors: int = 0
     latency: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    asked: int = 0
+    """Also those that are open, refused, or left by their client, and comparisons that found no room."""
 
-    def add(self, seconds: float, failed: bool) -> None:
-        """One more request has ended."""
-        self.answered += not failed
-        self.errors += failed
+    def add(self, seconds: float, failed: bool | None) -> None:
+        """One more request has ended.
+
+        Args:
+            failed: None: its client has gone, for whatever reason; it waited so long at least.
+        """
+        self.answered += failed is False
+        self.errors += failed is True
         steps = math.log(max(1000 * seconds, FIRST_MS) / FIRST_MS) / math.log(GROWTH)
         self.latency[min(int(steps), BINS - 1)] += 1
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.answered + other.answered, self.errors + other.errors, self.latency + other.latency)
+        return Counts(
+            self.answered + other.answered,
+            self.errors + other.errors,
+            self.latency + other.latency,
+            self.asked + other.asked,
+        )
 
     @property
     def ended(self) -> int:
@@ -73,9 +84,10 @@ class Counts:
     @property
     def p95_ms(self) -> float | None:
         """Upper edge of the bin that holds the 95 % quantile of the latency."""
-        if not self.ended:
+        timed = int(self.latency.sum())
+        if not timed:
             return None
-        at = int(np.searchsorted(np.cumsum(self.latency), QUANTILE * self.ended))
+        at = int(np.searchsorted(np.cumsum(self.latency), QUANTILE * timed))
         return float(FIRST_MS * GROWTH ** (at + 1))
 
 
@@ -106,7 +118,12 @@ class Findings:
         """Ready for JSON and for a log line."""
         sides = {"champion": self.champion, "challenger": self.challenger}
         told: dict[str, Any] = {
-            name: {"answered": side.answered, "errors": side.errors, "p95_ms": _rounded(side.p95_ms, 1)}
+            name: {
+                "asked": side.asked,
+                "answered": side.answered,
+                "errors": side.errors,
+                "p95_ms": _rounded(side.p95_ms, 1),
+            }
             for name, side in sides.items()
         }
         return told | {"compared": self.compared, "disagreement": _rounded(self.disagreement, 4)}
@@ -138,6 +155,17 @@ def reason_to_abort(found: Findings, limits: Limits) -> str | None:
         return (
             f"disagreement: {apart:.3f} apart on average of {found.compared} requests, {limits.disagreement:g} may be"
         )
+    return None
+
+
+def silence(found: Findings, limits: Limits) -> str | None:
+    """That the challenger leaves most requests without an end, in words; None where it does not, or few were asked.
+
+    Only for a stage whose time is over: a good one, too, begins with requests that are open.
+    """
+    asked, ended = found.challenger.asked, found.challenger.ended
+    if asked >= limits.at_least and ended < min(limits.at_least, asked / 2):
+        return f"silence: {ended} of {asked} requests were answered or failed, the others were refused or hang"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,7 +16,9 @@ from dkt_ray.config import Config
 from dkt_ray.errors import RolloutError
 from dkt_ray.serving import service
 from dkt_ray.serving.intent import Intents
-from dkt_ray.serving.traffic import Findings, Limits, Traffic, reason_to_abort
+from dkt_ray.serving.traffic import Findings, Limits, Traffic, reason_to_abort, silence
+
+logger = logging.getLogger(__name__)
 
 POLL_S: Final = 0.5
 
@@ -29,9 +32,10 @@ class TrialConfig(Config):
     """Canary: shares of the students whom the challenger answers, one step after another, e.g. [0.05, 0.25, 1]; they
     are dealt by a hash of their id, and requests without one go to the champion. Unset: no canary."""
     step_requests: int = Field(default=100, ge=1)
-    """A step of the canary ends when the challenger has ended so many requests ..."""
+    """A step of the canary ends when the challenger has ended so many requests, those of `compared` included ..."""
     step_s: float = Field(default=60.0, gt=0)
-    """... and any step or shadow after this time, whatever has come."""
+    """... and any step or shadow after this time, with whatever has come; a challenger that left most of it without an
+    answer is refused."""
     compared: float = Field(default=0.2, ge=0, le=1)
     """Share of a canary's requests that the other one answers too, unseen, to measure the disagreement."""
     watch_s: float = Field(default=5.0, ge=0)
@@ -86,8 +90,10 @@ class Trial:
             found = direct(self._handle, traffic)
             _judge(name, found, self._config.limits)
             self._intents.check()
-            if enough(found) or time.monotonic() > ends:
+            if enough(found):
                 return found.figures()
+            if time.monotonic() > ends:
+                return _at_the_end(name, found, self._config.limits)
             time.sleep(POLL_S)
 
 
@@ -106,7 +112,7 @@ def watch(before: Findings, config: TrialConfig, intents: Intents) -> dict[str, 
         _judge("watch", found, config.limits)
         intents.check()
         if time.monotonic() > ends:
-            return found.figures()
+            return _at_the_end("watch", found, config.limits)
         time.sleep(POLL_S)
 
 
@@ -123,7 +129,15 @@ def direct(handle: DeploymentHandle[Any], traffic: Traffic) -> Findings:
     return sum(answers, Findings())
 
 
-def _judge(name: str, found: Findings, limits: Limits) -> None:
-    reason = reason_to_abort(found, limits)
-    if reason is not None:
-        raise RolloutError(f"{name}: {reason}")
+def _judge(name: str, found: Findings, limits: Limits, reason: Callable[..., str | None] = reason_to_abort) -> None:
+    if told := reason(found, limits):
+        raise RolloutError(f"{name}: {told}")
+
+
+def _at_the_end(name: str, found: Findings, limits: Limits) -> dict[str, Any]:
+    """Figures of a stage whose time is over; a warning where they are too few to conclude anything."""
+    _judge(name, found, limits, silence)
+    if found.challenger.ended < limits.at_least:
+        told = f"{found.challenger.ended} answers, nothing is concluded from less than {limits.at_least}"
+        logger.warning("rollout: %s: %s", name, told)
+    return found.figures()

@@ -1,6 +1,7 @@
 """A replica with two bundles: each student gets one of them, the other one's answer is measured and never returned."""
 
 import asyncio
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,9 @@ from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.errors import OverloadedError
 from dkt_ray.serving import split
 from dkt_ray.serving.api import Served
+from dkt_ray.serving.edge import Edge
 from dkt_ray.serving.split import Split
-from dkt_ray.serving.traffic import Traffic, place
+from dkt_ray.serving.traffic import Limits, Traffic, place, silence
 
 QUERY = Query(question=[], correct=[], target=["q"])
 STUDENTS = [f"student {n}" for n in range(40)]
@@ -83,8 +85,61 @@ def test_a_shadow_is_measured_and_not_returned_even_where_it_fails_or_hangs(monk
         assert [await asked(hanging, s) for s in STUDENTS] == [("old", 0.3)] * len(STUDENTS)
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert len(pending) == split.COMPARED_AT_ONCE  # they do not pile up
+        await asyncio.sleep(0)
+        found = hanging.direct(traffic)
+        assert (found.challenger.asked, found.challenger.ended) == (len(STUDENTS), 0)
+        assert re.match(r"silence: 0 of 40", silence(found, Limits()))
         for task in pending:
             task.cancel()
+
+    asyncio.run(main())
+
+
+def test_an_unseen_answer_that_does_not_come_is_an_error(monkeypatch):
+    monkeypatch.setattr(split, "MAX_WAIT_S", 0.01)
+
+    async def main():
+        two = Split(served("old", 0.3), served("new", 0.5, wait=asyncio.Event()))
+        two.direct(Traffic(compared=1.0))
+        await asked(two, "s")
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+        found = two.direct(Traffic(compared=1.0))
+        assert (found.challenger.errors, found.compared) == (1, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("why", "errors"), [("late", 1), ("gone", 0)])
+def test_a_deadline_that_passes_is_the_challengers_error_and_a_client_that_goes_is_not(why, errors):
+    async def main():
+        two = Split(served("old", 0.3), served("new", 0.6, wait=asyncio.Event()))
+        two.direct(Traffic(share=1.0))
+        leaves, sent = asyncio.Event(), []
+
+        async def app(scope, receive, send):
+            if why == "gone":
+                leaves.set()
+            await asked(two, "s")
+
+        messages = iter([{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}])
+
+        async def receive():
+            message = next(messages)
+            if message["type"] == "http.disconnect":
+                await leaves.wait()
+            return message
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        headers += [(b"x-request-deadline-ms", b"10")] * (why == "late")
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+        await Edge(app, "new")(scope, receive, send)
+        assert [message["status"] for message in sent if "status" in message] == [504] * errors
+        counts = two.direct(Traffic(share=1.0)).challenger
+        assert (counts.asked, counts.errors, counts.answered) == (1, errors, 0)
+        assert counts.latency.sum() == 1
 
     asyncio.run(main())
 

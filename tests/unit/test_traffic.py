@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from dkt_ray.serving.traffic import Counts, Findings, Limits, is_challengers, place, reason_to_abort
+from dkt_ray.serving.traffic import Counts, Findings, Limits, is_challengers, place, reason_to_abort, silence
 
 
 def counts(answered, errors=0, ms=10.0):
@@ -59,3 +59,28 @@ def test_counts_of_replicas_add_up_and_the_quantile_is_within_ten_percent():
 def test_what_is_worse_beyond_a_limit_ends_the_canary(challenger, apart, reason):
     found = reason_to_abort(Findings(counts(100), challenger, 50, 50 * apart), Limits())
     assert re.match(reason, found) if reason else found is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "challenger", "silent"),
+    [
+        (100, counts(0), True),
+        (100, counts(19), True),
+        (100, counts(20), False),  # enough to judge by
+        (30, counts(16), False),  # the others are open
+        (30, counts(7, errors=7), True),
+        (19, counts(0), False),  # too few to tell
+    ],
+)
+def test_a_challenger_that_answers_nobody_is_noticed(asked, challenger, silent):
+    challenger.asked = asked
+    found = Findings(counts(100), challenger) + Findings()
+    assert (silence(found, Limits()) is not None) == silent
+
+
+def test_a_client_that_has_gone_counts_by_how_long_it_waited():
+    slow = counts(20)
+    for _ in range(5):
+        slow.add(10.0, failed=None)
+    assert (slow.answered, slow.errors) == (20, 0)
+    assert "latency" in reason_to_abort(Findings(counts(100), slow), Limits())
