@@ -22,7 +22,7 @@ from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.clean_process import Budget, Footprint, check_size, verify_apart
 from dkt_ray.registry.gate import GateConfig
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.store import AliasEntry, Registry
 from dkt_ray.serving import service
 from dkt_ray.serving.deployments import ServeArgs
 from dkt_ray.serving.examination import examine
@@ -51,7 +51,7 @@ class RolloutConfig(ServiceConfig):
     """How long the verification may take."""
     budget: Budget = Budget()
     gate: GateConfig | Literal[False] = GateConfig()
-    """Judge the bundle against the one that serves (or that the alias points to); false: leave that out, which the
+    """Judge the bundle against the one that the alias points to (or that serves); false: leave that out, which the
     alias's history then says. The first bundle of an alias has nobody to be judged against."""
     trial: TrialConfig = TrialConfig()
     replicas: dict[str, Any] = Field(default_factory=dict)
@@ -111,7 +111,7 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
         starting = max(service.replicas(), after.min_replicas)
         both = 1 + (before is not None and config.trial.needs_both)
         stages.run("preflight", lambda: check_room(after, starting, both * footprint.resident_mib))
-        champion = before.bundle if before else entry.bundle if entry else None
+        champion = _champion(entry, before, digest)
         gate = stages.run("gate", lambda: _judged(registry, champion, digest, config), _gate_in_words)
     except BundleError as error:
         raise RolloutError(f"bundle {digest} is refused: {error}") from error
@@ -168,6 +168,16 @@ def _try_out(before: ServeArgs, digest: str, config: RolloutConfig, stages: Stag
 def _verify(registry: Registry, digest: str, config: RolloutConfig) -> Footprint:
     check_size(registry.manifest(digest), config.budget)
     return verify_apart(local_copy(registry, digest), digest, config.verify_timeout_s, config.budget)
+
+
+def _champion(entry: AliasEntry | None, before: ServeArgs | None, digest: str) -> str | None:
+    """Whom the challenger is judged against: the alias's bundle, which nobody deploys past the gate, or else what runs.
+
+    Returns:
+        None or the digest itself, as the alias has it, where nothing else runs either.
+    """
+    known = (entry.bundle if entry else None, before.bundle if before else None)
+    return next((each for each in known if each not in (None, digest)), known[0])
 
 
 def _judged(registry: Registry, champion: str | None, digest: str, config: RolloutConfig) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from dkt_ray.errors import ConfigError, DktError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.registry import bundle
 from dkt_ray.registry.gate import GateConfig, judge
+from dkt_ray.registry.store import AliasEntry
+from dkt_ray.serving import rollout
+from dkt_ray.serving.deployments import ServeArgs
 from dkt_ray.serving.examination import examine
 from dkt_ray.storage import open_store
 from tests import bundles, datasets, runs
@@ -170,3 +173,23 @@ def test_a_challenger_of_another_dataset_is_refused(store):
     manifest = challenger.manifest.model_copy(update={"provenance": provenance})
     with pytest.raises(ConfigError, match=r"challenger .* trained on dataset 'elsewhere'"):
         examine(files, champion, replace(challenger, manifest=manifest), GateConfig(dataset="tiny"))
+
+
+@pytest.mark.parametrize(
+    ("alias", "running", "champion"),
+    [
+        (None, None, None),
+        (None, "new", None),
+        (None, "old", "old"),
+        ("old", None, "old"),
+        ("old", "new", "old"),  # deployed past the gate
+        ("old", "other", "old"),
+        ("new", "other", "other"),
+        ("new", "new", "new"),
+        ("new", None, "new"),
+    ],
+)
+def test_whoever_runs_already_is_judged_against_the_alias_all_the_same(alias, running, champion):
+    entry = alias and AliasEntry(alias, None, 1, "", "")
+    before = running and ServeArgs(store="s", bundle=running)
+    assert rollout._champion(entry, before, "new") == champion
