@@ -139,8 +139,9 @@ def _few_golden(folder: Path) -> None:
 
 
 def _oversized(folder: Path) -> None:
-    """Refused by what the manifest says: it is not fetched to find out."""
-    edit(folder / "manifest.json", lambda manifest: manifest["files"][BOOSTER].update(bytes=3000 * MIB))
+    """By a file that its manifest does not tell of: refused by what is stored, it is not fetched to find out."""
+    with (folder / "unlisted.txt").open("wb") as file:
+        file.truncate(3 * MIB)
 
 
 def _nothing(folder: Path) -> None:
@@ -157,7 +158,7 @@ BAD = {
     "missing member": Bad(
         sealed(lambda folder: shutil.rmtree(folder / "members/lightgbm")), r"members: found \['lstm_attention'\]"
     ),
-    "oversized": Bad(_oversized, r"its files are 300\d\.\d MiB, above the budget of 2048"),
+    "oversized": Bad(_oversized, r"its files are \d\.\d MiB, above the budget of 2; raise", budget={"files_mib": 2.0}),
     "wrong schema version": Bad(
         lambda folder: edit(folder / "manifest.json", lambda manifest: manifest.update(schema_version=99)),
         "schema_version is 99",

@@ -9,7 +9,7 @@ import sys
 import timeit
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from dkt_ray.config import Config
 from dkt_ray.errors import BundleError
 from dkt_ray.registry import golden
 from dkt_ray.registry.bundle import verify
+from dkt_ray.storage import Store
 
 REPEATS: Final = 5  # of the timed request; the fastest counts, so that a busy machine refuses nothing
 MIB: Final = 1 << 20
@@ -83,13 +84,13 @@ def verify_apart(folder: Path, digest: str, timeout_s: float, budget: Budget | N
     return found
 
 
-def check_size(manifest: dict[str, Any], budget: Budget) -> None:
-    """Refuse a bundle by the sizes in its manifest, before it is fetched.
+def check_size(store: Store, folder: str, budget: Budget) -> None:
+    """Refuse a bundle by the sizes of what lies in its folder, listed or not, before it is fetched.
 
     Raises:
         BundleError: its files are larger than the budget.
     """
-    found = sum(facts["bytes"] for facts in manifest.get("files", {}).values()) / MIB
+    found = sum(each.bytes for each in store.details(folder)) / MIB
     if found > budget.files_mib:
         raise BundleError(
             f"its files are {found:.1f} MiB, above the budget of {budget.files_mib:g}; raise budget.files_mib if "

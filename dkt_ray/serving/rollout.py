@@ -166,7 +166,7 @@ def _try_out(before: ServeArgs, digest: str, config: RolloutConfig, stages: Stag
 
 
 def _verify(registry: Registry, digest: str, config: RolloutConfig) -> Footprint:
-    check_size(registry.manifest(digest), config.budget)
+    check_size(registry.store, f"bundles/{digest}", config.budget)
     return verify_apart(local_copy(registry, digest), digest, config.verify_timeout_s, config.budget)
 
 

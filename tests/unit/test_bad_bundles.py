@@ -1,14 +1,13 @@
 """Every bad bundle is refused before it meets traffic, by the check that is meant for it."""
 
-import json
-
 import pytest
 
 from dkt_ray.errors import BundleError
 from dkt_ray.registry import bundle
 from dkt_ray.registry.clean_process import Budget, check_size, verify_apart
+from dkt_ray.storage import open_store
 from tests import bundles
-from tests.bad_bundles import BAD, make
+from tests.bad_bundles import BAD, Bad, edit, make
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,27 @@ def test_a_bad_bundle_is_refused_for_its_own_reason(good, tmp_path, name):
         refuse(tmp_path / "bundle", digest, bad.apart, budget)
 
 
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ([], r"manifest\.json: files: Input should be"),
+        ({"chain.json": {"sha256": "0"}}, r"manifest\.json: files\.chain\.json\.bytes: Field required"),
+        ({"chain.json": {"sha256": "0", "bytes": -1}}, r"chain\.json: \d+ bytes, the manifest says -1"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_in_words(good, tmp_path, files, reason):
+    digest = make(
+        Bad(lambda folder: edit(folder / "manifest.json", lambda content: content.update(files=files)), reason),
+        good,
+        tmp_path / "bundle",
+    )
+    with pytest.raises(BundleError, match=reason):
+        refuse(tmp_path / "bundle", digest, apart=False, budget=Budget())
+
+
 def refuse(folder, digest, apart, budget):
     """What a rollout does, in this process where that is enough."""
-    check_size(json.loads((folder / "manifest.json").read_text()), budget)
+    check_size(open_store(folder.parent), folder.name, budget)
     if apart:
         verify_apart(folder, digest, 300.0, budget)
     bundle.verify(folder, digest)
