@@ -89,6 +89,7 @@ def build(folder: Path, members: dict[str, Path], weights: dict[str, float] | No
     provenance = bundle.Provenance(
         dataset="tiny",
         dataset_fingerprint="0" * 64,
+        split={"split": "hash", "split_file": None, "split_time": None, "seed": 0, "test_fraction": 0.4},
         members={family: {"auc": 0.7} for family in members},
         metrics={"auc": 0.71, "auc_interval": [0.65, 0.77]},
     )

@@ -35,6 +35,7 @@ from dkt_ray.storage import Store, json_bytes
 
 MANIFEST: Final = "manifest.json"
 MOST_THREADS: Final = 4  # that encode at one time when a dataset is loaded
+SPLIT_SETTINGS: Final = ("split", "split_file", "split_time", "seed", "test_fraction")
 HISTORY_COLUMNS: Final = ("user", "question", "test", "concepts", "correct", "timestamp")
 
 Mask = npt.NDArray[np.bool_]
@@ -104,6 +105,11 @@ class Manifest(Config):
     stages: dict[str, float]
     """Seconds that each stage of the last run took."""
     created: str
+
+    @property
+    def split_settings(self) -> dict[str, Any]:
+        """What decides which rows are held out, beside the rows themselves."""
+        return {name: self.config["data"][name] for name in SPLIT_SETTINGS}
 
     def owns(self, key: str) -> bool:
         """Whether an object of the dataset's folder belongs to this version of the dataset."""

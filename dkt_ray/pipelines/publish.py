@@ -97,6 +97,7 @@ def _build(
     provenance = Provenance(
         dataset=dataset.name,
         dataset_fingerprint=dataset.manifest.fingerprint,
+        split=dataset.manifest.split_settings,
         protocol_fingerprint=blend["fingerprint"],
         members={name: dict(fact) for name, fact in facts.items()},
         blend={"method": blend["method"]},

@@ -64,6 +64,8 @@ class Provenance(Config):
     """Name of the dataset."""
     dataset_fingerprint: str
     """Fingerprint of the data snapshot."""
+    split: dict[str, Any] | None = None
+    """Settings of the split that kept the test users from it; None: not recorded."""
     protocol_fingerprint: str | None = None
     """Fingerprint of the evaluation set that the metrics were measured on."""
     members: dict[str, dict[str, Any]]

@@ -26,8 +26,9 @@ class GateConfig(Config):
     """Dataset of the store whose users judge; unset: the one that the challenger was trained on. (`gate=false` leaves
     the gate out, which the alias's history then says.)"""
     users: Literal["test", "all"] = "test"
-    """test: its test users, which both bundles must have been kept from (each opening of their vault is written to the
-    ledger); all: everybody in it, for a dataset that neither bundle was trained on, such as newer logs."""
+    """test: its test users, from whom both bundles were kept, as they were trained on the same data, or on others under
+    the same split by hash or time (each opening of their vault is written to the ledger); all: what trains in a dataset
+    that neither bundle was trained on, such as newer logs, none of whose files is in the bundles' datasets."""
     most_users: int = Field(default=2000, ge=2)
     """Judges at most: those with the smallest hashes."""
     auc_margin: float = Field(default=0.001, ge=0)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from dkt_ray.data.history import Histories, Int64
 from dkt_ray.data.splits import TEST, stable_hash
 from dkt_ray.ensemble.scorer import Scorer
-from dkt_ray.errors import ConfigError
+from dkt_ray.errors import ConfigError, NotFoundError, StorageError
 from dkt_ray.features.dataset import Dataset, held_out
 from dkt_ray.features.encoder import encode
-from dkt_ray.registry.bundle import Bundle
+from dkt_ray.registry.bundle import Bundle, Provenance
 from dkt_ray.registry.gate import GateConfig, judge
 from dkt_ray.storage import Store
 from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, scored_rows
+
+STABLE: Final = ("hash", "temporal")  # kinds of split under which no row changes sides when others are added
 
 
 def examine(store: Store, champion: Bundle, challenger: Bundle, config: GateConfig) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def examine(store: Store, champion: Bundle, challenger: Bundle, config: GateConf
     name = config.dataset or challenger.manifest.provenance.dataset
     dataset = Dataset.open(store, name)
     for role, bundle in (("champion", champion), ("challenger", challenger)):
-        _check_unseen(dataset, role, bundle, config)
+        _check_unseen(store, dataset, role, bundle, config)
     histories, first = _judges(dataset, config, f"gate: {challenger.digest[:12]} against {champion.digest[:12]}")
     old, new = (_foreseen(bundle.scorer, histories, first) for bundle in (champion, challenger))
     report = judge(old.correct, old.user.codes, old.position, old.probability, new.probability, config)
@@ -42,21 +44,44 @@ def examine(store: Store, champion: Bundle, challenger: Bundle, config: GateConf
     return {**facts, **asdict(report)}
 
 
-def _check_unseen(dataset: Dataset, role: str, bundle: Bundle, config: GateConfig) -> None:
+def _check_unseen(store: Store, dataset: Dataset, role: str, bundle: Bundle, config: GateConfig) -> None:
     """Refuse judges from whom a bundle may have learned: an answer that it has seen proves nothing."""
-    trained_on = bundle.manifest.provenance.dataset
-    if (trained_on == dataset.name) == (config.users == "test"):
+    trained = bundle.manifest.provenance
+    reason = _seen_test_users(dataset, trained) if config.users == "test" else _seen_dataset(store, dataset, trained)
+    if reason is None:
         return
-    reason = (
-        f"it was trained on dataset {trained_on!r}, whose training users may be test users of {dataset.name!r}"
-        if config.users == "test"
-        else f"it was trained on dataset {dataset.name!r} itself"
-    )
     raise ConfigError(
         f"gate.users={config.users}: {role} {bundle.digest[:12]} may have seen the answers that judge it: {reason}; "
         "judge by a dataset that neither was trained on (gate.dataset=NAME, gate.users=all), or leave the gate out "
         "(gate=false)"
     )
+
+
+def _seen_test_users(dataset: Dataset, trained: Provenance) -> str | None:
+    name, now = dataset.name, dataset.manifest
+    if trained.dataset != name:
+        return f"it was trained on dataset {trained.dataset!r}, whose training users may be test users of {name!r}"
+    if trained.dataset_fingerprint == now.fingerprint:
+        return None
+    split = now.split_settings
+    if trained.split == split and split["split_file"] is None and split["split"] in STABLE:
+        return None
+    return (
+        f"dataset {name!r} has other data or settings now (fingerprint {now.fingerprint}, then "
+        f"{trained.dataset_fingerprint}), and its split is not known to have stayed: its test users may have trained"
+    )
+
+
+def _seen_dataset(store: Store, dataset: Dataset, trained: Provenance) -> str | None:
+    """Judged by names, fingerprints, and the files of a dataset that is still in the store."""
+    if trained.dataset == dataset.name or trained.dataset_fingerprint == dataset.manifest.fingerprint:
+        return f"it was trained on dataset {dataset.name!r} itself"
+    try:
+        inputs = set(Dataset.open(store, trained.dataset).manifest.inputs.values())
+    except (NotFoundError, StorageError):  # another store, or another version: nothing more is known
+        return None
+    shared = sorted(path for path, digest in dataset.manifest.inputs.items() if digest in inputs)
+    return f"it was trained on dataset {trained.dataset!r}, which holds {shared[0]}, too" if shared else None
 
 
 def _judges(dataset: Dataset, config: GateConfig, reason: str) -> tuple[Histories, Int64]:

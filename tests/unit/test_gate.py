@@ -129,15 +129,50 @@ def test_both_are_judged_by_test_users_and_the_ledger_says_so(store):
     assert few["fingerprint"] != report["fingerprint"]
 
 
+def trained(found, **provenance):
+    """The bundle, as if it came from elsewhere."""
+    changed = found.manifest.provenance.model_copy(update=provenance)
+    return replace(found, manifest=found.manifest.model_copy(update={"provenance": changed}))
+
+
 def test_answers_that_train_do_not_judge(store, tmp_path):
     """Users whose last answer is held out train with the others."""
-    _, champion, challenger = store
     files = open_store(tmp_path / "store")
     log = runs.write_log(tmp_path / "log.csv", bundles.simulate())
     data = {"folds": 2, "buckets": 2, "split": "last_answer", "test_fraction": 0.5}
     datasets.run(log, files.url, data=data, encoder={"min_count": 2}, dataset="tiny")
-    report = examine(files, champion, challenger, GateConfig())
-    assert report["rows"] == report["users"] == Dataset.open(files, "tiny").manifest.held_out
+    now = Dataset.open(files, "tiny").manifest
+    both = [trained(each, dataset_fingerprint=now.fingerprint) for each in store[1:]]
+    report = examine(files, *both, GateConfig())
+    assert report["rows"] == report["users"] == now.held_out
+    moved = trained(both[1], dataset_fingerprint="before more was added", split=now.split_settings)
+    with pytest.raises(ConfigError, match=r"challenger .* has other data or settings now"):
+        examine(files, both[0], moved, GateConfig())  # the last answer of then is another one
+
+
+@pytest.mark.parametrize("split", [None, {"seed": 1}, {"test_fraction": 0.3}, {"split": "balanced"}])
+def test_a_dataset_that_was_split_otherwise_meanwhile_does_not_judge(store, split):
+    files, champion, challenger = store
+    now = Dataset.open(files, "tiny").manifest
+    assert champion.manifest.provenance.split == now.split_settings
+    assert champion.manifest.provenance.dataset_fingerprint != now.fingerprint  # data were added, by the same split
+    old = trained(champion, split=split and now.split_settings | split)
+    with pytest.raises(ConfigError, match=r"champion .* has other data or settings now .* may have trained"):
+        examine(files, old, challenger, GateConfig())
+    same = trained(old, dataset_fingerprint=now.fingerprint)
+    assert examine(files, same, challenger, GateConfig(most_users=4))["users"] == 4
+
+
+def test_the_same_logs_under_another_name_do_not_judge(store, tmp_path):
+    files, champion, challenger = store
+    log = runs.write_log(tmp_path / "again.csv", bundles.simulate())
+    datasets.run(log, files.url, data={"folds": 2, "test_fraction": 0.0}, encoder={"min_count": 2}, dataset="again")
+    settings = GateConfig(dataset="again", users="all")
+    with pytest.raises(ConfigError, match=r"champion .* 'tiny', which holds .*again\.csv, too"):
+        examine(files, champion, challenger, settings)
+    gone = {"dataset": "gone", "dataset_fingerprint": Dataset.open(files, "again").manifest.fingerprint}
+    with pytest.raises(ConfigError, match=r"challenger .* trained on dataset 'again' itself"):
+        examine(files, trained(champion, dataset="gone"), trained(challenger, **gone), settings)
 
 
 def test_a_dataset_that_neither_was_trained_on_may_judge_with_everybody_in_it(store):
@@ -169,10 +204,8 @@ def test_judges_whom_a_bundle_may_have_seen_are_refused(store, settings, message
 
 def test_a_challenger_of_another_dataset_is_refused(store):
     files, champion, challenger = store
-    provenance = challenger.manifest.provenance.model_copy(update={"dataset": "elsewhere"})
-    manifest = challenger.manifest.model_copy(update={"provenance": provenance})
     with pytest.raises(ConfigError, match=r"challenger .* trained on dataset 'elsewhere'"):
-        examine(files, champion, replace(challenger, manifest=manifest), GateConfig(dataset="tiny"))
+        examine(files, champion, trained(challenger, dataset="elsewhere"), GateConfig(dataset="tiny"))
 
 
 @pytest.mark.parametrize(
