@@ -8,8 +8,10 @@ before serves, and the exit code is not zero.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Final, Literal, TypeVar
@@ -30,7 +32,7 @@ from dkt_ray.serving.intent import Intent, Intents
 from dkt_ray.serving.preflight import check_room
 from dkt_ray.serving.service import APPLICATION, ServiceConfig
 from dkt_ray.serving.traffic import Findings, Traffic
-from dkt_ray.serving.trial import Trial, TrialConfig, direct, watch
+from dkt_ray.serving.trial import POLL_S, Trial, TrialConfig, direct, watch
 
 __all__ = ["APPLICATION", "RolloutConfig", "run"]
 
@@ -68,19 +70,35 @@ class Stages:
         self.found: dict[str, Any] = {}
         self._intents = intents
 
-    def run(self, name: str, work: Callable[[], T], told: Callable[[T], str] = str) -> T:
+    def run(self, name: str, work: Callable[[], T], told: Callable[[T], str] = str, leave: bool = False) -> T:
         """Do one stage, unless somebody asked to stop.
 
         Args:
             told: its figures, in words.
+            leave: it changes nothing, so that it is left alone when somebody asks to stop meanwhile.
         """
         self._intents.check()
         started = time.monotonic()
-        found = work()
+        found = _until_stopped(work, self._intents) if leave else work()
         self.seconds[name] = round(time.monotonic() - started, 1)
         self.found[name] = found
         logger.info("rollout: %s: %.1f s: %s", name, self.seconds[name], told(found))
         return found
+
+
+def _until_stopped(work: Callable[[], T], intents: Intents) -> T:
+    result: Future[T] = Future()
+
+    def finish() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - the border of the thread: whoever waits gets it
+            result.set_exception(error)
+
+    threading.Thread(target=finish, daemon=True).start()  # so that it does not keep the process when it is left alone
+    while not wait([result], POLL_S).done:
+        intents.check()
+    return result.result()
 
 
 def run(config: RolloutConfig) -> dict[str, Any]:
@@ -112,7 +130,7 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
         both = 1 + (before is not None and config.trial.needs_both)
         stages.run("preflight", lambda: check_room(after, starting, both * footprint.resident_mib))
         champion = _champion(entry, before, digest)
-        gate = stages.run("gate", lambda: _judged(registry, champion, digest, config), _gate_in_words)
+        gate = stages.run("gate", lambda: _judged(registry, champion, digest, config), _gate_in_words, leave=True)
     except BundleError as error:
         raise RolloutError(f"bundle {digest} is refused: {error}") from error
     if before is None:
@@ -123,6 +141,7 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
         stages.run("replace", lambda: service.deploy(after, config, config.intents), lambda _: f"{digest} serves")
         if before is not None and config.trial.watch_s:
             stages.run("watch", lambda: watch(old, config.trial, config.intents))
+        config.intents.check()
         reason = "; ".join(filter(None, (config.reason, gate.get("history"))))
         registry.promote(config.alias, digest, entry.bundle if entry else None, reason)
     seconds = round(time.monotonic() - started, 1)

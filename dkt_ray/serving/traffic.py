@@ -1,7 +1,8 @@
 """Canary and shadow: which of two bundles answers a student, what both are measured by, and when that is bad enough.
 
-A student keeps one side for a whole rollout, wherever the request arrives; another rollout deals students anew. Who
-gives no student id is answered by the champion.
+A student keeps one side while the share grows, wherever the request arrives; another rollout deals students anew. Who
+gives no student id is answered by the champion, and so is everybody when nobody has repeated the share for a while:
+after a rollout's death, and while its replicas are being replaced at the end.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
-"""The stages that measure a challenger, against replicas that are made up: when one ends, and as what."""
+"""A rollout's stages, against replicas that are made up: when one ends, and as what."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from dkt_ray.errors import RolloutError
 from dkt_ray.serving import trial
+from dkt_ray.serving.intent import Intents
+from dkt_ray.serving.rollout import Stages
 from dkt_ray.serving.traffic import Counts, Findings
 from dkt_ray.serving.trial import Trial, TrialConfig, watch
+from dkt_ray.storage import open_store
 
 CONFIG = TrialConfig(step_s=0.001, step_requests=50, watch_s=0.001)
 INTENTS = SimpleNamespace(check=lambda: None)
@@ -47,3 +51,26 @@ def test_a_stage_whose_challenger_answers_nobody_fails_when_its_time_is_over(rep
         Trial(CONFIG, INTENTS).canary(1.0)
     with pytest.raises(RolloutError, match="watch: silence: 0 of 40 requests"):
         watch(Findings(counts(100)), CONFIG, INTENTS)
+
+
+def test_a_stage_that_changes_nothing_is_left_alone_when_somebody_asks_to_stop(tmp_path):
+    intents, never = Intents.of(open_store(tmp_path), "champion"), threading.Event()
+
+    def judge():
+        intents.ask_to_stop("a rollback")
+        never.wait()
+
+    with intents.held(), pytest.raises(RolloutError, match="stopped: a rollback"):
+        Stages(intents).run("gate", judge, leave=True)
+    never.set()
+
+
+def test_a_stage_that_may_be_left_alone_gives_what_it_found_or_why_it_failed(tmp_path):
+    stages = Stages(Intents.of(open_store(tmp_path), "champion"))
+    assert stages.run("gate", lambda: 7, leave=True) == stages.found["gate"] == 7
+    with pytest.raises(TimeoutError, match="of its own"):
+        stages.run("gate", refuse, leave=True)
+
+
+def refuse():
+    raise TimeoutError("of its own")
