@@ -2,6 +2,7 @@
 
 rollouts/<alias>/lease.json      who is at work: one rollout or rollback of an alias at a time
 rollouts/<alias>/current.json    what it is about to do, and what served before
+rollouts/<alias>/serving.json    what serves since the last one that ended well
 rollouts/<alias>/stop.json       somebody asks the one at work to give up
 """
 
@@ -18,6 +19,7 @@ from dkt_ray.storage import Store
 from dkt_ray.storage.lease import lease
 
 CURRENT: Final = "current.json"
+SERVING: Final = "serving.json"
 STOP: Final = "stop.json"
 
 
@@ -73,6 +75,19 @@ class Intents:
     def end(self) -> None:
         """All is done, or undone."""
         self.files.delete(CURRENT)
+
+    def succeed(self, intent: Intent) -> None:
+        """All is done: what was to serve serves."""
+        self.files.write_json(SERVING, {"arguments": intent.after})
+        self.end()
+
+    def serving(self) -> dict[str, Any] | None:
+        """Arguments of the application since the last rollout or rollback that ended well; None: there was none."""
+        try:
+            found: dict[str, Any] = self.files.read_json(SERVING)["arguments"]
+        except NotFoundError:
+            return None
+        return found
 
     def ask_to_stop(self, reason: str) -> None:
         """Have the rollout at work give up."""

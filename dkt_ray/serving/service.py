@@ -29,7 +29,9 @@ APPLICATION: Final = "api"
 REQUEST_TIMEOUT_S: Final = 30.0
 AGREEING_ANSWERS: Final = 10  # in a row, each over a connection of its own
 POLL_S: Final = 0.25
+PROBE_S: Final = 2.0  # a replica tells its version at once; what takes longer waits behind other requests
 BUSY: Final = "busy"
+DOWN: Final = "down"
 
 
 class ServiceConfig(Config):
@@ -99,31 +101,50 @@ def deploy(args: ServeArgs, config: ServiceConfig, intents: Intents | None = Non
 
 
 def version(config: ServiceConfig) -> str | None:
-    """The bundle that answers now, asked over a new connection; BUSY: the queue is full; None: nobody answers."""
+    """The bundle that answers now, asked over a new connection; None: nobody answers there.
+
+    BUSY: more waits than is answered in time; DOWN: the way in answers, and no replica behind it.
+    """
     try:
-        answer = httpx.get(f"{config.address}/v1/models", timeout=5.0, trust_env=False)
+        patience = httpx.Timeout(5.0, read=PROBE_S)
+        answer = httpx.get(f"{config.address}/v1/models", timeout=patience, trust_env=False)
+    except httpx.ReadTimeout:
+        return BUSY
     except httpx.HTTPError:
         return None
-    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+    if answer.status_code in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT):
         return BUSY
+    if answer.is_server_error:
+        return DOWN
     return answer.json()["model_version"] if answer.status_code == httpx.codes.OK else None
 
 
 def running(config: ServiceConfig) -> ServeArgs | None:
     """Arguments of the application that serves now, its bundles as digests; None where none does.
 
+    Where no replica tells them, they are those of the last rollout or rollback that ended well.
+
     Raises:
-        RolloutError: it runs, but does not answer at the given address.
+        RolloutError: it runs, but does not answer at the given address, or nobody knows its arguments.
     """
     if APPLICATION not in serve.status().applications:
         return None
+    remove = "or remove it with `serve shutdown`"
     if version(config) is None:
         raise RolloutError(
             f"application {APPLICATION} runs, but does not answer at {config.address}; give its address with "
-            "--set host=... --set port=..., or remove it with `serve shutdown`"
+            f"--set host=... --set port=..., {remove}"
         )
-    found: list[ServeArgs] = handle().broadcast("arguments").results(timeout_s=REQUEST_TIMEOUT_S)  # past all queues
-    return found[0]
+    found, kept = _told(), config.intents.serving()
+    if found:
+        return found[0]
+    if kept is None:
+        raise RolloutError(
+            f"application {APPLICATION} runs, but none of its replicas answers, and no rollout has kept their "
+            f"arguments; wait until one is up, {remove}"
+        )
+    logger.warning("no replica answers: what serves is taken from the last rollout, bundle %s", kept["bundle"])
+    return _args(kept)
 
 
 def replicas() -> int:
@@ -149,16 +170,22 @@ def changing(intent: Intent, config: ServiceConfig) -> Iterator[None]:
         raise
     except Exception as error:  # the border of the job: whatever went wrong, the old bundle must serve
         raise RolloutError(f"bundle {intent.bundle} is not served: {error}; {_undo(intent, config)}") from error
-    intents.end()
+    intents.succeed(intent)
+
+
+def _told(replicas_of: DeploymentHandle[Any] | None = None) -> list[ServeArgs]:
+    """What every replica runs, asked past all queues; empty where one of them does not answer, or none is there."""
+    try:
+        asked = (handle() if replicas_of is None else replicas_of).broadcast("arguments")
+        found: list[ServeArgs] = asked.results(timeout_s=REQUEST_TIMEOUT_S)
+    except (RayError, RayServeException, TimeoutError):
+        return []
+    return found
 
 
 def _all_run(args: ServeArgs, replicas_of: DeploymentHandle[Any]) -> bool:
     """Whether there are replicas, and all of them have these bundles."""
-    try:
-        found: list[ServeArgs] = replicas_of.broadcast("arguments").results(timeout_s=REQUEST_TIMEOUT_S)
-    except (RayError, RayServeException, TimeoutError):  # one is just being replaced
-        return False
-    wanted = (args.bundle, args.challenger)
+    found, wanted = _told(replicas_of), (args.bundle, args.challenger)
     return bool(found) and all((each.bundle, each.challenger) == wanted for each in found)
 
 

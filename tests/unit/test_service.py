@@ -1,0 +1,124 @@
+"""What serves, and what takes its place, while the service is slow, down, full or half changed; Serve is played."""
+
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from ray.serve.exceptions import RayServeException
+
+from dkt_ray.errors import RolloutError
+from dkt_ray.serving import service
+from dkt_ray.serving.deployments import DEPLOYMENT, ServeArgs
+from dkt_ray.serving.intent import Intent
+
+OLD, NEW, OTHER = (letter * 64 for letter in "abc")
+
+
+def args(bundle, **more):
+    return ServeArgs(bundle=bundle, **more)
+
+
+def intent(before, after, action="rollout"):
+    return Intent(action=action, before=before and before.model_dump(), after=after.model_dump())
+
+
+class Serve:
+    """One application: its replicas' arguments, their states, and how the next deployments end."""
+
+    RunTarget = staticmethod(lambda target, **_: target)
+
+    def __init__(self):
+        self.runs = []  # arguments of the replicas that run
+        self.waiting = 0  # replicas that find no place
+        self.there = True
+        self.broken = ()  # bundles whose replicas do not start
+        self.failed = False
+        self.deployed = []  # what was asked for
+        self.answer = httpx.Response(200, json={"model_version": OLD})
+
+    def status(self):
+        states = {"RUNNING": len(self.runs), "STARTING": self.waiting}
+        state = "DEPLOY_FAILED" if self.failed else "RUNNING"
+        deployment = SimpleNamespace(replica_states=states, message="")
+        application = SimpleNamespace(
+            status=service.ApplicationStatus(state), message="", deployments={DEPLOYMENT: deployment}
+        )
+        return SimpleNamespace(applications={service.APPLICATION: application} if self.there else {})
+
+    def run_many(self, targets, **_):
+        [(wanted, surge)] = targets
+        self.deployed.append((wanted.bundle, surge))
+        self.there, self.failed = True, wanted.bundle in self.broken
+        if not self.failed:
+            self.runs = [wanted]
+            self.answer = httpx.Response(200, json={"model_version": wanted.bundle})
+
+    def delete(self, name):
+        self.there, self.runs = False, []
+
+    def broadcast(self, method):
+        if not self.runs:
+            raise RayServeException("no replica runs")
+        return SimpleNamespace(results=lambda timeout_s: list(self.runs))
+
+    def get(self, url, **_):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def played(monkeypatch):
+    played = Serve()
+    monkeypatch.setattr(service, "serve", played)
+    monkeypatch.setattr(service, "handle", lambda: played)
+    monkeypatch.setattr(service, "application", lambda args, surge=True: (args, surge))
+    monkeypatch.setattr(service.httpx, "get", played.get)
+    return played
+
+
+@pytest.fixture
+def config(tmp_path):
+    return service.ServiceConfig(store=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (httpx.Response(200, json={"model_version": OLD}), OLD),
+        (httpx.Response(429), service.BUSY),
+        (httpx.ReadTimeout("it waits in the queue"), service.BUSY),
+        (httpx.Response(503), service.DOWN),
+        (httpx.Response(404), None),
+        (httpx.ConnectError("refused"), None),
+    ],
+)
+def test_a_service_that_is_slow_or_down_is_told_from_none(played, config, answer, told):
+    played.answer = answer
+    assert service.version(config) == told
+    played.runs = [args(OLD)]
+    if told is None:
+        with pytest.raises(RolloutError, match="does not answer at http://127"):
+            service.running(config)
+    else:
+        assert service.running(config) == args(OLD)
+
+
+def test_what_serves_is_remembered_for_when_no_replica_answers(played, config):
+    with pytest.raises(RolloutError, match="none of its replicas answers, and no rollout has kept"):
+        service.running(config)
+    with service.changing(intent(None, args(OLD, min_replicas=2)), config):
+        pass
+    assert config.intents.pending() is None
+    played.answer = httpx.Response(503)
+    assert service.running(config) == args(OLD, min_replicas=2)
+    played.runs = [args(NEW)]
+    assert service.running(config) == args(NEW), "replicas know better"
+
+
+def test_new_replicas_are_waited_for_past_a_full_queue(played, config):
+    played.run_many = lambda targets, **_: played.runs.append(args(NEW))
+    played.answer = httpx.ReadTimeout("it waits in the queue")
+    service.deploy(args(NEW), config)
+    with pytest.raises(RolloutError, match="not up after"):
+        service.deploy(args(OLD), config.model_copy(update={"timeout_s": 0.3}))
