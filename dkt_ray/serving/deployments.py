@@ -138,8 +138,11 @@ class Replica:
             raise ReplicaError(f"one batch has been running for {busy_s:.0f} s")
 
 
-def application(args: ServeArgs) -> Application:
+def application(args: ServeArgs, surge: bool = True) -> Application:
     """The `api` application for `serve.run` and `serve deploy`.
+
+    Args:
+        surge: new replicas start before old ones stop; False: the old ones make room first.
 
     Raises:
         NotFoundError: no such bundle or alias in the store.
@@ -165,7 +168,7 @@ def application(args: ServeArgs) -> Application:
         health_check_timeout_s=20,
         max_constructor_retry_count=2,
         rolling_update_percentage=1.0,
-        max_surge_percent=100,
+        max_surge_percent=100 if surge else 0,
     )(Replica)
     registry = Registry(open_store(args.store))
     absolute = args.model_copy(update={"store": registry.store.url})  # replicas have working folders of their own

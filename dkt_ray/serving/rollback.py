@@ -95,7 +95,7 @@ def _go_back(config: RollbackConfig) -> AliasEntry:
     with service.changing(Intent(action="rollback", before=running.model_dump(), after=after.model_dump()), config):
         moved = registry.rollback(config.alias, config.reason)
         try:
-            service.deploy(after, config)
+            service.bring_back(after, config)
         except (Exception, KeyboardInterrupt):
             registry.promote(config.alias, entry.bundle, moved.bundle, f"{config.reason}: did not come up")
             raise

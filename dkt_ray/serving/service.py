@@ -21,6 +21,7 @@ from dkt_ray.errors import DktError, RolloutError
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.deployments import DEPLOYMENT, ServeArgs, application
 from dkt_ray.serving.intent import Intent, Intents
+from dkt_ray.serving.preflight import check_room
 from dkt_ray.storage import open_store
 
 logger = logging.getLogger(__name__)
@@ -74,23 +75,27 @@ def handle() -> DeploymentHandle[Any]:
     return serve.get_app_handle(APPLICATION)
 
 
-def deploy(args: ServeArgs, config: ServiceConfig, intents: Intents | None = None) -> None:
+def deploy(args: ServeArgs, config: ServiceConfig, intents: Intents | None = None, *, surge: bool = True) -> None:
     """Deploy the application and wait until every replica answers with its bundle.
+
+    Replicas above min_replicas that find no place are not waited for.
 
     Args:
         intents: where somebody may ask to stop; None: nobody can.
+        surge: see `application`.
 
     Raises:
         RolloutError: it failed, took longer than `timeout_s`, or somebody asked to stop.
     """
     deadline = time.monotonic() + config.timeout_s
-    target = serve.RunTarget(application(args), name=APPLICATION, route_prefix="/")
+    anew = intents is not None and _all_run(args)  # a rollout of equal arguments is there to replace the replicas
+    target = serve.RunTarget(application(args, surge), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     agreeing, last, replicas_of = 0, "", handle()
     while agreeing < AGREEING_ANSWERS:
         if time.monotonic() > deadline:
             raise RolloutError(f"not up after {config.timeout_s} s ({last}); give more time with timeout_s")
-        last = _state()
+        last = _state(None if anew else args.min_replicas)
         told = last == "RUNNING" and version(config) in (args.bundle, BUSY)
         answered = told and (agreeing or _all_run(args, replicas_of))
         agreeing = agreeing + 1 if answered else 0
@@ -98,6 +103,22 @@ def deploy(args: ServeArgs, config: ServiceConfig, intents: Intents | None = Non
             if intents is not None:
                 intents.check()
             time.sleep(POLL_S)
+
+
+def bring_back(args: ServeArgs, config: ServiceConfig) -> None:
+    """Deploy what served before; without room beside what serves, it takes its place.
+
+    Raises:
+        RolloutError: it failed, or took longer than `timeout_s`.
+    """
+    surge = True
+    if not _all_run(args):  # else it serves all the time
+        try:
+            check_room(args, starting=1, resident_mib=0)
+        except RolloutError as error:
+            logger.warning("%s: what serves stops first, and requests wait until bundle %s is up", error, args.bundle)
+            surge = False
+    deploy(args, config, surge=surge)
 
 
 def version(config: ServiceConfig) -> str | None:
@@ -183,10 +204,10 @@ def _told(replicas_of: DeploymentHandle[Any] | None = None) -> list[ServeArgs]:
     return found
 
 
-def _all_run(args: ServeArgs, replicas_of: DeploymentHandle[Any]) -> bool:
-    """Whether there are replicas, and all of them have these bundles."""
-    found, wanted = _told(replicas_of), (args.bundle, args.challenger)
-    return bool(found) and all((each.bundle, each.challenger) == wanted for each in found)
+def _all_run(args: ServeArgs, replicas_of: DeploymentHandle[Any] | None = None) -> bool:
+    """Whether there are replicas, and all of them run with these arguments."""
+    found = _told(replicas_of)
+    return bool(found) and all(each == args for each in found)
 
 
 def _undo(intent: Intent, config: ServiceConfig) -> str:
@@ -202,7 +223,7 @@ def _restore(before: ServeArgs | None, config: ServiceConfig) -> tuple[bool, str
         serve.delete(APPLICATION)
         return True, "nothing served before, and nothing serves now"
     try:
-        deploy(before, config)
+        bring_back(before, config)
     except (DktError, RayServeException) as error:
         return False, f"the bundle before, {before.bundle}, did not come back either: {error}"
     return True, f"the bundle before, {before.bundle}, serves"
@@ -227,7 +248,7 @@ def recover(config: ServiceConfig) -> str | None:
     found = f"an unfinished {intent.action} of bundle {intent.bundle} is {'finished' if finished else 'undone'}"
     if APPLICATION not in serve.status().applications:
         told = f"{found}: nothing serves any more"
-    elif wanted is not None and _serves(wanted, config):
+    elif wanted is not None and _serves(wanted):
         told = f"{found}: bundle {wanted.bundle} serves"
     else:
         done, how = _restore(wanted, config)
@@ -243,16 +264,19 @@ def _args(values: Mapping[str, Any] | None) -> ServeArgs | None:
     return None if values is None else build(ServeArgs, values)
 
 
-def _serves(args: ServeArgs, config: ServiceConfig) -> bool:
+def _serves(args: ServeArgs) -> bool:
     """Whether all is as it should be already: a deployment of equal arguments would replace every replica."""
     try:
-        return _state() == "RUNNING" and running(config) == args
+        return _state() == "RUNNING" and _all_run(args)
     except RolloutError:
         return False
 
 
-def _state() -> str:
-    """State of the application in one word, or in a few while replicas of two versions are there.
+def _state(least: int | None = None) -> str:
+    """State of the application in one word, or in a few while it is being changed.
+
+    Args:
+        least: replicas that are enough, though more may want to start; None: all there should be run.
 
     Raises:
         RolloutError: the deployment failed.
@@ -264,10 +288,12 @@ def _state() -> str:
     if found.status == ApplicationStatus.DEPLOY_FAILED:
         message = (deployment.message if deployment else "") or found.message
         raise RolloutError(f"its replicas do not start: {_last_line(message)}")
-    if found.status != ApplicationStatus.RUNNING or deployment is None:
+    if deployment is None or (least is None and found.status != ApplicationStatus.RUNNING):
         return f"{found.status.value}"
-    others = {str(state): count for state, count in deployment.replica_states.items() if state != "RUNNING"}
-    return f"replicas: {others}" if any(others.values()) else "RUNNING"
+    counts = {str(state): count for state, count in deployment.replica_states.items() if count}
+    settled = {"RUNNING"} if least is None else {"RUNNING", "STARTING"}
+    enough = counts.get("RUNNING", 0) >= (least or 1)
+    return "RUNNING" if enough and counts.keys() <= settled else f"replicas: {counts}"
 
 
 def _last_line(message: str) -> str:

@@ -74,6 +74,7 @@ def played(monkeypatch):
     monkeypatch.setattr(service, "handle", lambda: played)
     monkeypatch.setattr(service, "application", lambda args, surge=True: (args, surge))
     monkeypatch.setattr(service.httpx, "get", played.get)
+    monkeypatch.setattr(service, "check_room", lambda args, starting, resident_mib: "room")
     return played
 
 
@@ -122,3 +123,30 @@ def test_new_replicas_are_waited_for_past_a_full_queue(played, config):
     service.deploy(args(NEW), config)
     with pytest.raises(RolloutError, match="not up after"):
         service.deploy(args(OLD), config.model_copy(update={"timeout_s": 0.3}))
+
+
+def no_room(args, starting, resident_mib):
+    raise RolloutError("no room")
+
+
+def test_what_served_before_takes_the_place_of_what_serves_where_there_is_no_room_beside_it(
+    played, config, monkeypatch
+):
+    played.runs = [args(NEW)]
+    service.bring_back(args(OLD), config)
+    monkeypatch.setattr(service, "check_room", no_room)
+    service.bring_back(args(NEW), config)
+    assert played.deployed == [(OLD, True), (NEW, False)]
+    service.bring_back(args(NEW), config)
+    assert played.deployed[2:] == [(NEW, True)], "it serves all the time: it is not stopped to make room for itself"
+
+
+def test_replicas_that_the_load_wants_and_that_find_no_place_are_not_waited_for(played, config):
+    played.runs, played.waiting = [args(OLD)], 1
+    hurried = config.model_copy(update={"timeout_s": 0.3})
+    service.deploy(args(NEW), hurried, config.intents)
+    with pytest.raises(RolloutError, match=r"not up after 0.3 s \(replicas: {'RUNNING': 1, 'STARTING': 1}\)"):
+        service.deploy(args(NEW, min_replicas=2), hurried)
+    played.run_many = lambda targets, **_: None
+    with pytest.raises(RolloutError, match="not up after"):
+        service.deploy(played.runs[0], hurried, config.intents)  # equal arguments: the replicas are to be replaced
