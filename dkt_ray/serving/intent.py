@@ -34,8 +34,13 @@ class Intent(Config):
 
     @property
     def bundle(self) -> str:
-        """What is to serve; when the alias points to it, the action counts as done."""
+        """What is to serve."""
         return str(self.after["bundle"])
+
+    def done(self, alias: str | None) -> bool:
+        """Whether the alias says so; where only settings change it says nothing, and that is not done."""
+        settings_only = self.action == "rollout" and (self.before or {}).get("bundle") == self.bundle
+        return alias == self.bundle and not settings_only
 
 
 @dataclass(frozen=True)

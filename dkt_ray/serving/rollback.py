@@ -57,7 +57,7 @@ def _end_what_is_half_done(config: RollbackConfig, ours: ExitStack) -> str | Non
         return stopped
     told = service.recover(config)
     entry = config.registry.alias(config.alias)
-    done = entry is not None and entry.bundle == intent.bundle
+    done = intent.done(entry and entry.bundle)
     return told if done == (intent.action == "rollback") else None
 
 

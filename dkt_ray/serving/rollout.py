@@ -114,7 +114,7 @@ def run(config: RolloutConfig) -> dict[str, Any]:
         RolloutError: the bundle is refused or did not come up; what served before serves, the alias has not moved.
     """
     with config.intents.held():
-        recovered = service.recover(config)
+        recovered = service.recover_if_possible(config)
         return _roll_out(config) | {"recovered": recovered}
 
 

@@ -183,6 +183,7 @@ def changing(intent: Intent, config: ServiceConfig) -> Iterator[None]:
         RolloutError: it failed; says why, and what serves now.
     """
     intents = config.intents
+    intent = _goes_on(intent, intents)
     intents.begin(intent)
     try:
         yield
@@ -233,7 +234,7 @@ def recover(config: ServiceConfig) -> str | None:
     """Finish or undo what a killed rollout or rollback left half done: the service follows the alias.
 
     Returns:
-        What was found and done, in words; None where nothing was left half done.
+        What was found and done, in words; None where nothing was left half done, or something else serves since then.
 
     Raises:
         RolloutError: what should serve does not come up; the next call tries again.
@@ -243,9 +244,14 @@ def recover(config: ServiceConfig) -> str | None:
     if intent is None:
         return None
     entry = config.registry.alias(config.alias)
-    finished = entry is not None and entry.bundle == intent.bundle
+    finished = intent.done(entry and entry.bundle)
     wanted = _args(intent.after if finished else intent.before)
     found = f"an unfinished {intent.action} of bundle {intent.bundle} is {'finished' if finished else 'undone'}"
+    now = _told()
+    if now and not any(_is_of(intent, each) for each in now):
+        intents.end()
+        logger.warning("an old %s of bundle %s is forgotten: something else serves", intent.action, intent.bundle)
+        return None
     if APPLICATION not in serve.status().applications:
         told = f"{found}: nothing serves any more"
     elif wanted is not None and _serves(wanted):
@@ -258,6 +264,30 @@ def recover(config: ServiceConfig) -> str | None:
     intents.end()
     logger.warning("%s", told)
     return told
+
+
+def recover_if_possible(config: ServiceConfig) -> str | None:
+    """As `recover`, but what does not succeed is only told: a rollout of something better must be possible."""
+    try:
+        return recover(config)
+    except DktError as error:
+        logger.warning("%s; going on with something else", error)
+        return str(error)
+
+
+def _is_of(intent: Intent, args: ServeArgs) -> bool:
+    """Whether this is what an intent found, or put there."""
+    return intent.bundle in (args.bundle, args.challenger) or args == _args(intent.before)
+
+
+def _goes_on(intent: Intent, intents: Intents) -> Intent:
+    """With what served well, where one before could be neither finished nor undone."""
+    try:
+        left = intents.pending()
+        before = left and _args(left.before)
+    except DktError:  # of another release
+        return intent
+    return intent.model_copy(update={"before": before.model_dump()}) if before else intent
 
 
 def _args(values: Mapping[str, Any] | None) -> ServeArgs | None:

@@ -22,6 +22,13 @@ def intent(before, after, action="rollout"):
     return Intent(action=action, before=before and before.model_dump(), after=after.model_dump())
 
 
+def promote(config, bundle):
+    """Have the alias point to a bundle that nobody has built."""
+    config.registry.store.write_json(f"bundles/{bundle}/manifest.json", {})
+    now = config.registry.alias(config.alias)
+    config.registry.promote(config.alias, bundle, now and now.bundle, "a test")
+
+
 class Serve:
     """One application: its replicas' arguments, their states, and how the next deployments end."""
 
@@ -150,3 +157,42 @@ def test_replicas_that_the_load_wants_and_that_find_no_place_are_not_waited_for(
     played.run_many = lambda targets, **_: None
     with pytest.raises(RolloutError, match="not up after"):
         service.deploy(played.runs[0], hurried, config.intents)  # equal arguments: the replicas are to be replaced
+
+
+def test_an_old_intent_leaves_alone_what_others_have_deployed_since(played, config):
+    for before in (None, args(OLD)):
+        config.intents.begin(intent(before, args(NEW)))
+        played.runs = [args(OTHER)]
+        assert service.recover(config) is None
+        assert config.intents.pending() is None
+        assert (played.there, played.deployed) == (True, [])
+    config.intents.begin(intent(args(OLD), args(NEW)))
+    played.runs = [args(OLD, challenger=NEW)]
+    assert "is undone" in service.recover(config)
+    assert played.runs == [args(OLD)]
+
+
+def test_a_change_of_settings_that_was_killed_is_undone(played, config):
+    before, after = args(OLD), args(OLD, min_replicas=2)
+    config.intents.begin(intent(before, after))
+    promote(config, OLD)
+    played.runs = [after]
+    assert "is undone" in service.recover(config)
+    assert played.runs == [before]
+    assert intent(None, after).done(OLD)
+    assert intent(before, after, "rollback").done(OLD)
+
+
+def test_a_rollout_is_possible_after_one_that_can_be_neither_finished_nor_undone(played, config):
+    played.runs, played.broken = [args(NEW)], (OLD,)
+    config.intents.begin(intent(args(OLD), args(NEW)))
+    with pytest.raises(RolloutError, match="did not come back"):
+        service.recover(config)
+    assert "did not come back" in service.recover_if_possible(config)
+    with service.changing(intent(args(NEW), args(OTHER)), config):
+        assert config.intents.pending().before == args(OLD).model_dump(mode="json")
+    config.intents.begin(Intent(action="rollout", before={"of": "another release"}, after={"bundle": NEW}))
+    assert "of" in service.recover_if_possible(config)
+    with service.changing(intent(args(OLD), args(NEW)), config):
+        pass
+    assert config.intents.pending() is None
