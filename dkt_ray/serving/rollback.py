@@ -94,9 +94,5 @@ def _go_back(config: RollbackConfig) -> AliasEntry:
     after = running.model_copy(update={"bundle": entry.previous, "challenger": None})
     with service.changing(Intent(action="rollback", before=running.model_dump(), after=after.model_dump()), config):
         moved = registry.rollback(config.alias, config.reason)
-        try:
-            service.bring_back(after, config)
-        except (Exception, KeyboardInterrupt):
-            registry.promote(config.alias, entry.bundle, moved.bundle, f"{config.reason}: did not come up")
-            raise
+        service.bring_back(after, config)
     return moved

@@ -17,8 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from dkt_ray.config import Config, build
-from dkt_ray.errors import DktError, RolloutError
-from dkt_ray.registry.store import Registry
+from dkt_ray.errors import DktError, RolloutError, StorageError
+from dkt_ray.registry.store import AliasEntry, Registry
 from dkt_ray.serving.deployments import DEPLOYMENT, ServeArgs, application
 from dkt_ray.serving.intent import Intent, Intents
 from dkt_ray.serving.preflight import check_room
@@ -182,16 +182,16 @@ def changing(intent: Intent, config: ServiceConfig) -> Iterator[None]:
     Raises:
         RolloutError: it failed; says why, and what serves now.
     """
-    intents = config.intents
+    intents, entry = config.intents, config.registry.alias(config.alias)
     intent = _goes_on(intent, intents)
     intents.begin(intent)
     try:
         yield
     except KeyboardInterrupt:
-        logger.warning("interrupted; %s", _undo(intent, config))
+        logger.warning("interrupted; %s", _undo(intent, entry, config))
         raise
     except Exception as error:  # the border of the job: whatever went wrong, the old bundle must serve
-        raise RolloutError(f"bundle {intent.bundle} is not served: {error}; {_undo(intent, config)}") from error
+        raise RolloutError(f"bundle {intent.bundle} is not served: {error}; {_undo(intent, entry, config)}") from error
     intents.succeed(intent)
 
 
@@ -211,11 +211,25 @@ def _all_run(args: ServeArgs, replicas_of: DeploymentHandle[Any] | None = None) 
     return bool(found) and all(each == args for each in found)
 
 
-def _undo(intent: Intent, config: ServiceConfig) -> str:
+def _undo(intent: Intent, entry: AliasEntry | None, config: ServiceConfig) -> str:
+    """The alias first: what is killed after that is undone by the next call, and not finished."""
+    try:
+        _point_back(intent, entry, config)
+    except StorageError as error:
+        _, how = _restore(_args(intent.before), config)
+        return f"{how}, but alias {config.alias} has moved and does not move back ({error}): the next call ends this"
     done, how = _restore(_args(intent.before), config)
     if done:
         config.intents.end()
     return how
+
+
+def _point_back(intent: Intent, entry: AliasEntry | None, config: ServiceConfig) -> None:
+    """Undo a move of the alias, if there was one since this entry."""
+    now = config.registry.alias(config.alias)
+    back = entry.bundle if entry else (intent.before or {}).get("bundle")
+    if now is not None and now != entry and now.bundle == intent.bundle and back not in (None, now.bundle):
+        config.registry.promote(config.alias, back, now.bundle, f"undone: {intent.action}")
 
 
 def _restore(before: ServeArgs | None, config: ServiceConfig) -> tuple[bool, str]:

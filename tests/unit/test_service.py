@@ -1,12 +1,13 @@
 """What serves, and what takes its place, while the service is slow, down, full or half changed; Serve is played."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from ray.serve.exceptions import RayServeException
 
-from dkt_ray.errors import RolloutError
+from dkt_ray.errors import RolloutError, StorageError
 from dkt_ray.serving import service
 from dkt_ray.serving.deployments import DEPLOYMENT, ServeArgs
 from dkt_ray.serving.intent import Intent
@@ -20,6 +21,17 @@ def args(bundle, **more):
 
 def intent(before, after, action="rollout"):
     return Intent(action=action, before=before and before.model_dump(), after=after.model_dump())
+
+
+def change(config, before, after, steps):
+    """A rollout that does this."""
+    with service.changing(intent(before, after), config):
+        for step in steps:
+            step()
+
+
+def fail(error):
+    raise error
 
 
 def promote(config, bundle):
@@ -196,3 +208,36 @@ def test_a_rollout_is_possible_after_one_that_can_be_neither_finished_nor_undone
     with service.changing(intent(args(OLD), args(NEW)), config):
         pass
     assert config.intents.pending() is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("the write did succeed")])
+def test_a_failure_after_the_alias_has_moved_moves_it_back(played, config, error):
+    promote(config, OLD)
+    played.runs = [args(OLD)]
+    steps = [lambda: service.deploy(args(NEW), config), lambda: promote(config, NEW), lambda: fail(error)]
+    with pytest.raises((KeyboardInterrupt, RolloutError)):
+        change(config, args(OLD), args(NEW), steps)
+    assert config.registry.alias(config.alias).bundle == OLD
+    assert played.runs == [args(OLD)]
+    assert config.intents.pending() is None
+
+
+def test_an_alias_that_does_not_move_back_is_followed_by_the_next_call(played, config, monkeypatch):
+    promote(config, OLD)
+    played.runs, error = [args(OLD)], StorageError("no answer")
+    with monkeypatch.context() as patch:
+        refuse = partial(patch.setattr, service.Registry, "promote", lambda *_: fail(error))
+        steps = [lambda: promote(config, NEW), refuse, lambda: fail(error)]
+        with pytest.raises(RolloutError, match=r"does not move back \(no answer\)"):
+            change(config, args(OLD), args(NEW), steps)
+    assert played.runs == [args(OLD)]
+    assert "is finished" in service.recover(config)
+    assert played.runs == [args(NEW)]
+
+
+def test_an_alias_that_nobody_has_moved_stays_when_a_change_fails(played, config):
+    promote(config, NEW)
+    played.runs, played.broken = [args(OLD)], (NEW,)
+    with pytest.raises(RolloutError, match="do not start"):
+        change(config, args(OLD), args(NEW), [lambda: service.deploy(args(NEW), config)])
+    assert config.registry.alias(config.alias).version == 1
