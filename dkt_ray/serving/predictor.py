@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class Predictor:
     def weights(self) -> Mapping[str, float]:
         """How much each member counts: parts of 1."""
         return self._bundle.scorer.chain.shares
+
+    def weights_without(self, left_out: Collection[str]) -> Mapping[str, float]:
+        """How much each of the others counts when some do not answer: those of `Chain.without`, which combined them."""
+        return self._bundle.scorer.chain.without(left_out).shares
 
     def truncated(self, length: int, members: Iterable[str]) -> int:
         """How many of a history's oldest rows none of the given members' networks reads one by one; 0 without networks.

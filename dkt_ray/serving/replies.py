@@ -33,7 +33,7 @@ def predicted(predictor: Predictor, request: PredictRequest, scores: Scores) -> 
     reply = about(predictor, request, scores)
     reply["unknown_questions"] = unknown(names, scores)
     if request.explain:
-        reply["weights"] = _weights(predictor, scores)
+        reply["weights"] = predictor.weights_without(scores.left_out) if scores.left_out else predictor.weights
     reply["predictions"] = _predictions(request.targets, scores, request.explain)
     return reply
 
@@ -51,13 +51,6 @@ def score(predictor: Predictor, request: ScoreRequest, questions: Sequence[str],
 def unknown(questions: Sequence[str], scores: Scores) -> list[str]:
     """Those of the M questions that the model does not know, each once."""
     return list(dict.fromkeys(itertools.compress(questions, scores.unknown.tolist())))
-
-
-def _weights(predictor: Predictor, scores: Scores) -> dict[str, float]:
-    """Parts of 1 of the members that answered."""
-    shares = {name: predictor.weights[name] for name in scores.members}
-    whole = sum(shares.values()) if scores.left_out else 1.0
-    return {name: share / whole for name, share in shares.items()}
 
 
 def _predictions(targets: Sequence[Target], scores: Scores, explain: bool) -> list[dict[str, Any]]:

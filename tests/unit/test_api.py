@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from dkt_ray.data.query import Query
 from dkt_ray.serving import edge
 from dkt_ray.serving.api import Served, build_app
+from dkt_ray.serving.predictor import Predictor
 from tests import bundles
 from tests.requests import event, post
 
@@ -86,6 +87,24 @@ def test_members_that_were_left_out_are_named_and_the_others_weigh_1(predictor, 
     assert (found["degraded"], found["left_out"]) == (True, ["lightgbm"])
     assert found["weights"] == {"lstm_attention": 1.0}
     assert found["predictions"][0]["spread"] == 0.0
+
+
+def test_a_member_without_weight_counts_whole_when_it_is_the_only_one_left(tmp_path, known):
+    """What explains the answer is what made it."""
+    bundles.build(tmp_path / "bundle", bundles.save_members(tmp_path / "members"), {"lightgbm": 1, "lstm_attention": 0})
+    predictor = Predictor.load(tmp_path / "bundle")
+
+    def ask(members, past, targets):
+        return {"lstm_attention": members["lstm_attention"].score(past, targets)}
+
+    async def answer(query):
+        return predictor.answer([query], ask)[0]
+
+    with TestClient(build_app(lambda student: Served(predictor, answer))) as client:
+        found = post(client, {"targets": known[:1], "explain": True}).json()
+    assert found["weights"] == {"lstm_attention": 1.0}
+    [prediction] = found["predictions"]
+    assert prediction["members"] == {"lstm_attention": prediction["probability"]}
 
 
 def test_epoch_seconds_and_milliseconds_and_naive_times_are_the_same_time(client, known):
