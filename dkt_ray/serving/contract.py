@@ -226,7 +226,10 @@ class Problem(BaseModel):
 class BatchItem(BaseModel):
     """One student of a batch: an answer, or the problem."""
 
-    status: int = Field(description="200; 422: the student's fields are wrong; 500: an error on our side")
+    status: int = Field(
+        description="200; 422: the student's fields are wrong; 500: an error on our side; 503: none of the members "
+        "answers, send this student again"
+    )
     answer: PredictResponse | None = None
     problem: Problem | None = None
 

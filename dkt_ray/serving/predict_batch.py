@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from dkt_ray.data.query import Query
-from dkt_ray.errors import OverloadedError
+from dkt_ray.errors import OverloadedError, UnavailableError
 from dkt_ray.serving import edge
 from dkt_ray.serving.contract import MAX_ROWS, FieldError, PredictRequest
 from dkt_ray.serving.requests import query
@@ -71,6 +71,8 @@ def _read(value: Any, pointer: str) -> Item | list[dict[str, str]]:
 def _told(answered: Fields | BaseException) -> Fields:
     if not isinstance(answered, BaseException):
         return {"status": HTTPStatus.OK.value, "answer": answered}
+    if isinstance(answered, UnavailableError):
+        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(answered))
     logger.error("a student of a batch was not scored", exc_info=answered)
     return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An error on our side; the log has it")
 

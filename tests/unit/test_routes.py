@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dkt_ray.data.query import Query, gather
+from dkt_ray.errors import UnavailableError
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.contract import BatchResponse
@@ -71,6 +72,8 @@ def test_students_of_a_batch_are_scored_together_and_one_that_crashes_takes_no_o
         sizes.append(len(queries))
         if any("crash" in query.target for query in queries):
             raise RuntimeError("the secret of the house")
+        if any("silence" in query.target for query in queries):
+            raise UnavailableError("none answers; try again later")
         return predictor.answer(queries)
 
     batcher = Batcher(score, 256, 10_000, 10_000)
@@ -81,6 +84,10 @@ def test_students_of_a_batch_are_scored_together_and_one_that_crashes_takes_no_o
         mixed = post(client, {"students": [{"targets": known[:1]}, {"targets": ["crash"]}]}, BATCH)
         assert [item["status"] for item in mixed.json()["items"]] == [200, 500]
         assert "secret" not in mixed.text
+        unanswered = post(client, {"students": [{"targets": known[:1]}, {"targets": ["silence"]}]}, BATCH)
+        assert [item["status"] for item in unanswered.json()["items"]] == [200, 503]
+        assert unanswered.json()["items"][1]["problem"]["detail"] == "none answers; try again later"
+        assert post(client, {"students": [{"targets": ["silence"]}]}, BATCH).status_code == 503
         assert post(client, {"students": [{"targets": ["crash"]}]}, BATCH).status_code == 500
         batcher._max_waiting_rows = 0  # all but the first are refused
         assert post(client, {"students": [{"targets": known[:1]}] * 50}, BATCH).status_code == 429
