@@ -246,7 +246,9 @@ class Mastery(BaseModel):
     mastery: float = Field(description="now")
     probes: list[str] = Field(description="at most three questions that stand for it")
     trajectory: list[float] | None = Field(
-        None, description="right after each of the last `steps` answers, the oldest first; at the time of that answer"
+        None,
+        description="right after each of the last `steps` answers, the oldest first; where `at` is given, asked at the "
+        "time of that answer, else at no time",
     )
 
 

@@ -53,7 +53,7 @@ def plan(request: KnowledgeRequest, catalogue: Catalogue) -> Plan:
 
 
 def query(request: KnowledgeRequest, wanted: Plan) -> Query:
-    """All probes at all moments: those of the past are asked when the answer before them was given, without delay."""
+    """All probes at all moments: where `at` is given, those of the past are asked when the answer before them was."""
     length, probes = len(request.history), len(wanted.questions)
     asked = of_known(request, wanted.questions * (wanted.steps + 1))
     seen = [*range(length - wanted.steps + 1, length + 1), length]

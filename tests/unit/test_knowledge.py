@@ -70,7 +70,12 @@ def test_the_trajectory_is_the_state_after_each_of_the_last_answers(client, know
     assert np.ptp(trajectories, axis=1).min() > 0.001
 
 
-def test_each_moment_is_asked_at_the_time_of_its_answer(predictor, known):
+def test_no_moment_has_a_time_where_the_present_one_has_none(predictor, known):
+    request = KnowledgeRequest(history=timed(known, 5), steps=2, concepts=["1"])
+    assert knowledge.query(request, knowledge.plan(request, predictor.catalogue)).at is None
+
+
+def test_each_moment_is_asked_at_the_time_of_its_answer_where_the_present_one_has_a_time(predictor, known):
     request = KnowledgeRequest(history=timed(known, 5), at=1772567200, steps=2, concepts=["1"])
     plan = knowledge.plan(request, predictor.catalogue)
     query = knowledge.query(request, plan)
