@@ -44,7 +44,7 @@ PAUSE_S: Final = 0.1  # the longest pause after the first failure; it doubles wi
 LONGEST_PAUSE_S: Final = 2.0
 
 Events = Sequence[Event | Mapping[str, Any]]
-Targets = Sequence[str | Target | Mapping[str, Any]]
+Targets = str | Sequence[str | Target | Mapping[str, Any]]
 Reply = TypeVar("Reply", bound=BaseModel)
 
 
@@ -123,8 +123,8 @@ class Client:
         at: datetime | None = None,
         explain: bool | None = None,
     ) -> PredictResponse:
-        """Probability of a right answer to each target after the history."""
-        body = _student(history, student, at) | _given(targets=list(targets), explain=explain)
+        """Probability of a right answer to each target after the history; a single id is one target."""
+        body = _student(history, student, at) | _given(targets=_listed(targets), explain=explain)
         return self._post("/v1/predict", PredictResponse, body)
 
     def predict_batch(self, students: Sequence[PredictRequest | Mapping[str, Any]]) -> BatchResponse:
@@ -137,12 +137,12 @@ class Client:
         *,
         student: str | None = None,
         at: datetime | None = None,
-        concepts: Sequence[str] | None = None,
+        concepts: str | Sequence[str] | None = None,
         limit: int | None = None,
         steps: int | None = None,
     ) -> KnowledgeResponse:
         """Mastery per concept and head, now and after each of the last answers."""
-        body = _student(history, student, at) | _given(concepts=concepts, limit=limit, steps=steps)
+        body = _student(history, student, at) | _given(concepts=_listed(concepts), limit=limit, steps=steps)
         return self._post("/v1/knowledge-state", KnowledgeResponse, body)
 
     def recommend(
@@ -154,11 +154,11 @@ class Client:
         by: Literal["band", "gain"] | None = None,
         band: tuple[float, float] | None = None,
         exclude_last: int | None = None,
-        concepts: Sequence[str] | None = None,
+        concepts: str | Sequence[str] | None = None,
         limit: int | None = None,
     ) -> RecommendResponse:
         """What to ask next, by success band or expected gain."""
-        wanted = _given(by=by, band=band, exclude_last=exclude_last, concepts=concepts, limit=limit)
+        wanted = _given(by=by, band=band, exclude_last=exclude_last, concepts=_listed(concepts), limit=limit)
         return self._post("/v1/recommend", RecommendResponse, _student(history, student, at) | wanted)
 
     def score(
@@ -234,6 +234,13 @@ class Client:
 
 def _student(history: Events, student: str | None, at: datetime | None) -> dict[str, Any]:
     return {"history": list(history)} | _given(student=student, at=at)
+
+
+def _listed(given: Targets | None) -> list[str | Target | Mapping[str, Any]] | None:
+    """A single id as a list of one, not of its letters."""
+    if given is None:
+        return None
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -140,6 +140,20 @@ def test_fields_that_are_not_given_are_not_sent(clock):
     assert service.seen[0].headers["x-api-key"] == "k"
 
 
+def test_a_single_id_is_one_question_or_concept(clock):
+    service = Service(clock, httpx.Response(422, json={}))
+    client = service.client()
+    for ask in (
+        partial(client.predict, "A010001003"),
+        partial(client.knowledge_state, concepts="A010001003"),
+        partial(client.recommend, concepts="A010001003"),
+    ):
+        with pytest.raises(RefusedError):
+            ask()
+    sent = [json.loads(request.content) for request in service.seen]
+    assert [body.get("targets", body.get("concepts")) for body in sent] == [["A010001003"]] * 3
+
+
 @pytest.mark.parametrize("settings", [{"urls": []}, {"urls": "127.0.0.1:8000"}, {"deadline_s": 0}, {"try_s": -1}])
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError):
