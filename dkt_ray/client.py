@@ -3,8 +3,8 @@
     with Client(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]) as client:
         client.predict(["A010001003"], history=[{"question": "A010001001", "correct": 1}]).predictions[0].probability
 
-A try that ends with a broken connection or an error on the server's side is made again, at the next address where there
-are several, after a random pause that grows.
+A try that ends with a broken connection, an error on the server's side or an answer that cannot be read is made again,
+at the next address where there are several, after a random pause that grows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from http import HTTPStatus
 from itertools import count
 from typing import Any, Final, Literal, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from dkt_ray.errors import ConfigError, DktError
@@ -39,7 +38,7 @@ from dkt_ray.serving.contract import (
 )
 
 DEADLINE: Final = "x-request-deadline-ms"  # of this try: a server need not finish what nobody waits for
-RETRIED: Final = {408, 429, 500, 502, 503, 504}
+RETRIED: Final = {408, 429}  # and every error on the server's side: proxies have numbers of their own above 500
 PAUSE_S: Final = 0.1  # the longest pause after the first failure; it doubles with each
 LONGEST_PAUSE_S: Final = 2.0
 
@@ -216,16 +215,18 @@ class Client:
                 answer = self._http.request(method, url, content=content, headers=headers, timeout=try_s)
                 if answer.is_success:
                     return reply.model_validate_json(answer.content)
-                if answer.status_code not in RETRIED:
+                if answer.status_code < 500 and answer.status_code not in RETRIED:
                     raise _refused(answer, request_id)
                 reason, wait_s = f"{answer.status_code} from {url}", _retry_after(answer)
+            except ValidationError:
+                reason = f"an answer from {url} that is no {reply.__name__}"
             except httpx.RequestError as error:
                 reason = f"{type(error).__name__} at {self._urls[asked_at]}"
             self._preferred = (asked_at + 1) % len(self._urls)
             if tried < len(self._urls):
                 wait_s = 0.0  # the next address may have nothing to do
             else:
-                wait_s += random.uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (tried - len(self._urls))))
+                wait_s += random.uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** min(tried - len(self._urls), 10)))
             if time.monotonic() + wait_s >= end:
                 raise NoAnswerError(reason, self._deadline_s, tried, request_id)
             time.sleep(wait_s)
@@ -255,8 +256,14 @@ def _refused(answer: httpx.Response, request_id: str) -> RefusedError:
     except ValueError:
         problem = None
     known = problem if isinstance(problem, dict) else {}
-    detail = known.get("detail") or HTTPStatus(answer.status_code).phrase
-    return RefusedError(answer.status_code, detail, known.get("errors", ()), known.get("request_id", request_id))
+    detail = known.get("detail") or answer.reason_phrase or "no reason given"
+    errors = known.get("errors")
+    return RefusedError(
+        answer.status_code,
+        detail,
+        errors if isinstance(errors, list) else [],
+        known.get("request_id") or request_id,
+    )
 
 
 def _retry_after(answer: httpx.Response) -> float:

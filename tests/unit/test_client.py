@@ -63,7 +63,10 @@ FAILURES = [
     httpx.ReadError("reset"),
     httpx.RemoteProtocolError("closed in the middle of an answer"),
     httpx.ReadTimeout("slow"),
-    *(httpx.Response(status) for status in (408, 429, 500, 502, 503, 504)),
+    *(httpx.Response(status) for status in (408, 429, 500, 502, 503, 504, 520, 599)),
+    httpx.Response(200, text="<html>a page of a proxy in front"),
+    httpx.Response(200, text='{"status": "rea'),
+    httpx.Response(200, json={"another": "service"}),
 ]
 
 
@@ -89,6 +92,29 @@ def test_what_is_wrong_is_said_at_once_with_the_field(clock, status):
 def test_a_refusal_that_is_no_problem_is_said_too(clock):
     with pytest.raises(RefusedError, match=r"404.*Not Found"):
         Service(clock, httpx.Response(404, text="<html>")).client().ready()
+
+
+@pytest.mark.parametrize(
+    "body", ["", "<html>", "[]", '{"detail": null, "errors": null, "request_id": null}', '{"errors": 5}']
+)
+def test_a_refusal_of_any_other_form_is_a_refusal_without_fields(clock, body):
+    service = Service(clock, httpx.Response(499, text=body))
+    with pytest.raises(RefusedError, match=r"499.*no reason given") as caught:
+        service.client().ready()
+    assert caught.value.errors == []
+    assert caught.value.request_id == service.seen[0].headers["x-request-id"]
+
+
+def test_an_answer_that_nobody_can_read_is_named_and_not_repeated(clock):
+    with pytest.raises(NoAnswerError, match="an answer from http://a/readyz that is no Health") as caught:
+        Service(clock, httpx.Response(200, text="<html>")).client().ready()
+    assert "html" not in str(caught.value)
+
+
+def test_however_many_tries_the_deadline_has_room_for_are_made(clock):
+    with pytest.raises(NoAnswerError) as caught:
+        Service(clock, httpx.ConnectError("refused")).client(deadline_s=3600).ready()
+    assert caught.value.tries > 1100
 
 
 def test_the_deadline_covers_tries_and_pauses_and_each_try_is_told_its_share(clock):
