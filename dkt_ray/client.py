@@ -4,7 +4,8 @@
         client.predict(["A010001003"], history=[{"question": "A010001001", "correct": 1}]).predictions[0].probability
 
 A try that ends with a broken connection, an error on the server's side or an answer that cannot be read is made again,
-at the next address where there are several, after a random pause that grows.
+at the next address where there are several, after a random pause that grows. After one that had too little time, tries
+have twice as much.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from dkt_ray.serving.contract import (
 
 DEADLINE: Final = "x-request-deadline-ms"  # of this try: a server need not finish what nobody waits for
 RETRIED: Final = {408, 429}  # and every error on the server's side: proxies have numbers of their own above 500
+SLOW: Final = {408, 504}  # a server or proxy waited no longer
 PAUSE_S: Final = 0.1  # the longest pause after the first failure; it doubles with each
 LONGEST_PAUSE_S: Final = 2.0
 
@@ -71,10 +73,10 @@ class NoAnswerError(DktError):
         request_id: the same for all tries.
     """
 
-    def __init__(self, reason: str, deadline_s: float, tries: int, request_id: str) -> None:
+    def __init__(self, reason: str, deadline_s: float, try_s: float, tries: int, request_id: str) -> None:
         super().__init__(
-            f"no answer within {deadline_s:g} s, {tries} tries; the last one: {reason}; "
-            "check that the service runs at these addresses, or give a longer deadline_s"
+            f"no answer within {deadline_s:g} s, {tries} tries, the first up to {try_s:g} s; the last one: {reason}; "
+            "check that the service runs at these addresses, or give a longer deadline_s, or try_s if it is slow"
         )
         self.tries = tries
         self.request_id = request_id
@@ -86,7 +88,8 @@ class Client:
     Args:
         urls: base addresses of the same service, the preferred one first.
         deadline_s: for one call, all tries and pauses together.
-        try_s: for one try: a node that hangs must not take the whole deadline.
+        try_s: for the first try, since a node that hangs must not take the whole deadline; doubles after each try that
+            had too little time.
         headers: sent with every request.
         transport: instead of the network, for tests.
 
@@ -206,9 +209,10 @@ class Client:
         """
         request_id = uuid.uuid4().hex
         end = time.monotonic() + self._deadline_s
+        longest_s = self._try_s
         for tried in count(1):
-            try_s = max(0.001, min(self._try_s, end - time.monotonic()))
-            asked_at, wait_s = self._preferred, 0.0
+            try_s = max(0.001, min(longest_s, end - time.monotonic()))
+            asked_at, wait_s, slow = self._preferred, 0.0, False
             headers = {DEADLINE: str(math.ceil(1000 * try_s)), "x-request-id": request_id}
             try:
                 url = self._urls[asked_at] + path
@@ -218,17 +222,21 @@ class Client:
                 if answer.status_code < 500 and answer.status_code not in RETRIED:
                     raise _refused(answer, request_id)
                 reason, wait_s = f"{answer.status_code} from {url}", _retry_after(answer)
+                slow = answer.status_code in SLOW
             except ValidationError:
                 reason = f"an answer from {url} that is no {reply.__name__}"
             except httpx.RequestError as error:
                 reason = f"{type(error).__name__} at {self._urls[asked_at]}"
+                slow = isinstance(error, httpx.ReadTimeout)
+            if slow:
+                longest_s = min(2 * longest_s, self._deadline_s)
             self._preferred = (asked_at + 1) % len(self._urls)
             if tried < len(self._urls):
                 wait_s = 0.0  # the next address may have nothing to do
             else:
                 wait_s += random.uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** min(tried - len(self._urls), 10)))
             if time.monotonic() + wait_s >= end:
-                raise NoAnswerError(reason, self._deadline_s, tried, request_id)
+                raise NoAnswerError(reason, self._deadline_s, self._try_s, tried, request_id)
             time.sleep(wait_s)
         raise AssertionError("the tries have no end but the deadline")
 

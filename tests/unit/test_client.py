@@ -21,13 +21,19 @@ ANSWER = {"status": "ready"}
 
 
 class Service:
-    """Plays the given outcomes one after another, the last one for ever, and keeps what it was sent."""
+    """Plays the given outcomes one after another, the last one for ever, and keeps what it was sent.
+
+    Each takes as long as it takes, or as the request waits for it.
+    """
 
     def __init__(self, clock, *outcomes, takes_s=0.0):
         self.clock, self.outcomes, self.takes_s, self.seen = clock, list(outcomes), takes_s, []
 
     def __call__(self, request):
         self.seen.append(request)
+        if self.takes_s > (waits_s := request.extensions["timeout"]["read"]):
+            self.clock.now += waits_s
+            raise httpx.ReadTimeout("slow")
         self.clock.now += self.takes_s
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, Exception):
@@ -118,15 +124,30 @@ def test_however_many_tries_the_deadline_has_room_for_are_made(clock):
 
 
 def test_the_deadline_covers_tries_and_pauses_and_each_try_is_told_its_share(clock):
-    service = Service(clock, httpx.ReadTimeout("slow"), takes_s=2.0)
-    with pytest.raises(NoAnswerError, match=r"within 7 s, .*ReadTimeout at http://a") as caught:
+    service = Service(clock, ready(), takes_s=60)
+    with pytest.raises(
+        NoAnswerError, match=r"within 7 s, 3 tries, .* 2 s; .*ReadTimeout at http://a.* try_s"
+    ) as caught:
         service.client(deadline_s=7, try_s=2).ready()
-    assert clock.now <= 100 + 7 + 2
-    assert caught.value.tries == len(service.seen) >= 3
+    assert clock.now == pytest.approx(100 + 7)
+    assert caught.value.tries == len(service.seen) == 3
     shares = [int(request.headers["x-request-deadline-ms"]) for request in service.seen]
-    assert shares[0] == 2000
-    assert shares == sorted(shares, reverse=True)
+    assert shares[:2] == [2000, 4000]
+    assert 0 < shares[2] <= 1000
     assert [request.extensions["timeout"]["read"] * 1000 for request in service.seen] == pytest.approx(shares, abs=1)
+
+
+def test_an_answer_that_takes_longer_than_a_try_comes_within_the_deadline(clock):
+    service = Service(clock, ready(), takes_s=6)
+    assert service.client(["http://a", "http://b"]).ready().status == "ready"
+    assert service.hosts == ["a", "b"]
+
+
+@pytest.mark.parametrize(("failure", "then_ms"), [(408, 4000), (504, 4000), (429, 2000), (503, 2000)])
+def test_a_server_that_had_too_little_time_gets_twice_as_much(clock, failure, then_ms):
+    service = Service(clock, httpx.Response(failure), ready())
+    service.client(try_s=2).ready()
+    assert service.seen[1].headers["x-request-deadline-ms"] == str(then_ms)
 
 
 def test_pauses_grow_and_are_as_long_as_the_service_asks(clock, monkeypatch):
