@@ -56,7 +56,8 @@ def figures(entries: Sequence[Entry], skip_s: float = 0.0) -> dict[str, Any]:
         skip_s: warm-up: seconds at the start whose requests are not counted.
 
     Returns:
-        requests, ok, statuses, per_s (200s), and p50_ms, p99_ms, longest_ms of the 200s, from when they were due.
+        requests, ok, statuses, per_s (200s); offered_per_s and longest_lag_ms: what the generator sent, and how late at
+        most; and p50_ms, p99_ms, longest_ms of the 200s, from when they were due.
     """
     first = min((entry.scheduled for entry in entries), default=0.0) + skip_s
     counted = [entry for entry in entries if entry.scheduled >= first]
@@ -67,8 +68,17 @@ def figures(entries: Sequence[Entry], skip_s: float = 0.0) -> dict[str, Any]:
         "ok": len(good),
         "statuses": dict(Counter(str(entry.status) for entry in counted)),
         "per_s": round(len(good) / span, 1) if span else 0.0,
+        "offered_per_s": round(offered(counted), 1),
+        "longest_lag_ms": round(1000 * max((entry.sent - entry.scheduled for entry in counted), default=0.0), 1),
         **latencies(good),
     }
+
+
+def offered(entries: Sequence[Entry]) -> float:
+    """Requests per second that were sent."""
+    sent = [entry.sent for entry in entries]
+    span = max(sent, default=0.0) - min(sent, default=0.0)
+    return (len(sent) - 1) / span if span else 0.0
 
 
 def latencies(entries: Sequence[Entry]) -> dict[str, float]:

@@ -14,7 +14,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,28 +73,28 @@ class Load:
         )
         self.entries: list[Entry] = []
 
-    def ended(self) -> tuple[int, int]:
-        """Requests that have ended so far, and those of them that were answered with 200."""
+    def ended(self) -> Counter[int]:
+        """Requests that have ended so far, by status."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
         line = self._process.stdout.readline()
         if not line:
             raise subprocess.CalledProcessError(self._process.wait(), "the load generator")
-        every, good = json.loads(line)
-        return every, good
+        return Counter({int(status): count for status, count in json.loads(line).items()})
 
-    def wait_for(self, count: int) -> None:
-        """Wait until so many further requests were answered with 200.
+    def wait_for(self, count: int, status: int = OK) -> None:
+        """Wait until so many further requests were answered with this status.
 
         Raises:
             TimeoutError: they were not, after two minutes.
         """
         give_up = time.monotonic() + PATIENCE_S
-        wanted = self.ended()[1] + count
-        while (found := self.ended())[1] < wanted:
+        wanted = self.ended()[status] + count
+        while (found := self.ended())[status] < wanted:
             if time.monotonic() > give_up:
-                raise TimeoutError(f"{wanted - found[1]} of {count} good answers are missing after {PATIENCE_S} s")
+                missing = f"{wanted - found[status]} of {count} answers with {status} are missing"
+                raise TimeoutError(f"{missing} after {PATIENCE_S} s; so far {dict(found)}")
             time.sleep(0.05)
 
     def result(self) -> list[Entry]:
@@ -144,7 +145,7 @@ class _Sender:
         self.tails = [b"\r\n\r\n" + body for body in encoded]
         self.free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.ended: list[tuple[Entry, bytes]] = []  # an entry without what its answer says, and the answer
-        self.good = 0
+        self.statuses: Counter[int] = Counter()
 
     async def send(self, request: int, scheduled: float) -> None:
         """Send a request and keep what becomes of it."""
@@ -163,7 +164,7 @@ class _Sender:
             error = f"this answer is that of {answer.headers[b'x-request-id']!r}"
         entry = Entry(request, body, scheduled, sent, time.monotonic(), answer.status, "", [], error)
         self.ended.append((entry, answer.body))
-        self.good += answer.status == OK
+        self.statuses[answer.status] += 1
 
     async def _exchange(self, request: bytes) -> _Answer:
         reader, writer = await self._connection()
@@ -206,43 +207,41 @@ async def _carry_out(plan: Plan) -> list[tuple[Entry, bytes]]:
     sender = _Sender(plan)
     stopping = asyncio.Event()
     listening = asyncio.create_task(_listen(sender, stopping))
-    end = time.monotonic() + plan.seconds
-
-    def going_on() -> bool:
-        return not stopping.is_set() and time.monotonic() < end
-
     if plan.connections:
-        numbers = itertools.count()
-        await asyncio.gather(*(_closed(sender, numbers, going_on) for _ in range(plan.connections)))
+        numbers, end = itertools.count(), time.monotonic() + plan.seconds
+        await asyncio.gather(*(_closed(sender, numbers, end, stopping) for _ in range(plan.connections)))
     else:
-        await _open(sender, going_on)
+        await _open(sender, stopping)
     listening.cancel()
     return sender.ended
 
 
-async def _closed(sender: _Sender, numbers: Iterator[int], going_on: Callable[[], bool]) -> None:
-    while going_on():
+async def _closed(sender: _Sender, numbers: Iterator[int], end: float, stopping: asyncio.Event) -> None:
+    while not stopping.is_set() and time.monotonic() < end:
         await sender.send(next(numbers), time.monotonic())
 
 
-async def _open(sender: _Sender, going_on: Callable[[], bool]) -> None:
+async def _open(sender: _Sender, stopping: asyncio.Event) -> None:
+    """Send all that is due within the plan's time, also what the generator is late with."""
     started = time.monotonic()
     async with asyncio.TaskGroup() as sending:
         for request in itertools.count():
             due = started + request / sender.plan.rate
+            if due >= started + sender.plan.seconds:
+                return
             await asyncio.sleep(max(due - time.monotonic(), 0))
-            if not going_on():
+            if stopping.is_set():
                 return
             sending.create_task(sender.send(request, due))
 
 
 async def _listen(sender: _Sender, stopping: asyncio.Event) -> None:
-    """Answer each line on standard input with the counts so far, and end with it."""
+    """Answer each line on standard input with the counts of each status so far, and end with it."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while await reader.readline():
-        print(json.dumps([len(sender.ended), sender.good]), flush=True)
+        print(json.dumps(sender.statuses), flush=True)
     stopping.set()
 
 

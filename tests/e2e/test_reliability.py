@@ -61,7 +61,7 @@ def test_a_killed_proxy_comes_back(world):
 
 
 def test_what_is_too_much_is_refused_and_the_rest_is_answered(world):
-    figures = right(scenarios.overload(world, 5.0, 3.0))
+    figures = right(scenarios.overload(world, 0.0, 3.0))
     assert figures["refused"] > 0
 
 

@@ -21,7 +21,6 @@ from benchmarks.ledger import OK, Entry
 from dkt_ray.data.history import Histories
 from dkt_ray.errors import RolloutError
 from dkt_ray.pipelines import scoring
-from dkt_ray.serving.deployments import ServeArgs
 from tests.bad_bundles import Bad
 from tests.reliability.processes import (
     CONTROLLER,
@@ -41,6 +40,7 @@ REFUSED = 429
 LATE = {408, 503, 504}  # clean, but not what an overload should give
 LOAD_CONNECTIONS = 32  # of the closed loop that finds the knee
 SETTLE_S = 120.0  # for memory to come back after an overload
+OFFERED = 0.95  # of the rate of an overload, which the load generator must reach
 FLAT = 1.1  # times the memory before, within which it is back
 
 
@@ -184,17 +184,20 @@ def bad_bundles(world: World, several: Mapping[str, Bad], folder: Path, rate: fl
 
 
 def overload(world: World, seconds: float, knee_s: float, factor: float = 3.0) -> Outcome:
-    """More requests than can be answered: as many as before are answered, the others refused at once."""
-    knee = ledger.figures(world.load(connections=LOAD_CONNECTIONS, seconds=knee_s).result(), knee_s / 5)["per_s"]
-    defaults = ServeArgs()
-    room = defaults.max_queued_requests + FAST["max_replicas"] * defaults.max_ongoing_requests
-    seconds = max(seconds, 2 * room / ((factor - 1) * knee))  # until the queues are full, however slow
+    """More requests than can be answered: as many as before are answered, the others refused at once.
+
+    Args:
+        seconds: of the overload, and until the first request is refused; 0: until then only, at whatever rate.
+        knee_s: of the closed loop that finds out how many are answered.
+        factor: times as many are then sent.
+    """
+    knee = ledger.figures(_loaded(world, knee_s, OK, connections=LOAD_CONNECTIONS), knee_s / 5)["per_s"]
     memory = held(REPLICA) + held(PROXY)
-    entries = world.load(rate=factor * knee, seconds=seconds).result()
+    entries = _loaded(world, seconds, REFUSED, rate=factor * knee)
     refused = [entry for entry in entries if entry.status == REFUSED]
     problems = world.wrong(entries) + _other_ends(entries, {OK, REFUSED, *LATE})
-    if not refused:
-        problems.append("nothing was refused: this was no overload")
+    if seconds and (offered := ledger.offered(entries)) < OFFERED * factor * knee:
+        problems.append(f"the load generator offered only {offered:.0f} of {factor * knee:.0f} requests/s")
     after = [held(REPLICA) + held(PROXY)]
     give_up = time.monotonic() + (SETTLE_S if seconds >= SETTLE_S else 0)
     while after[-1] > FLAT * memory and time.monotonic() < give_up:
@@ -212,6 +215,15 @@ def overload(world: World, seconds: float, knee_s: float, factor: float = 3.0) -
         refused_ms=ledger.latencies(refused),
         memory_mib=[round(each / 2**20) for each in (memory, max(after), after[-1])],
     )
+
+
+def _loaded(world: World, seconds: float, status: int, **loop: Any) -> list[Entry]:
+    """Load for so long, and until a request is answered with this status."""
+    with world.load(**loop) as load:
+        started = time.monotonic()
+        load.wait_for(1, status)
+        time.sleep(max(0.0, started + seconds - time.monotonic()))
+    return load.entries
 
 
 def parity(world: World, histories: Histories, folder: Path, tolerance: float = ledger.TOLERANCE) -> Outcome:

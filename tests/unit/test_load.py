@@ -51,13 +51,19 @@ class Stub(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    """With room for all connections of a test to wait."""
+
+    request_queue_size = 512
+
+
 @pytest.fixture
 def serve():
     servers = []
 
     def start(*bad):
         handler = type("Handler", (Stub,), {"bad": bad, "seen": Counter()})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = Server(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return server.server_port, handler.seen
@@ -91,6 +97,14 @@ def test_every_bad_end_is_in_the_ledger_and_every_wrong_answer_is_told(serve):
     problems = " ".join(ledger.wrong(load.entries, ORACLE))
     for told in ("off by 0.001 from version one", "not an answer to read", "this answer is that of b'load-0'"):
         assert told in problems
+
+
+def test_what_is_due_is_sent_however_late(serve):
+    """At a rate that no generator keeps up with, all in a tenth of a second."""
+    port, seen = serve()
+    entries = Load(Plan(port, BODIES, rate=2000.0, seconds=0.1)).result()
+    assert len(entries) == len(seen) == 200
+    assert ledger.wrong(entries, ORACLE) == []
 
 
 def entry(request, body=0, version="one", values=(0.1,), **more):
@@ -129,3 +143,9 @@ def test_latency_counts_from_when_a_request_was_due():
     assert ledger.figures(late)["longest_ms"] == 2000
     assert ledger.figures([*late, entry(2, status=429)])["statuses"] == {"200": 2, "429": 1}
     assert ledger.figures(late, skip_s=0.5)["requests"] == 1
+
+
+def test_a_late_generator_is_told():
+    """Ten a second were due, five a second were sent."""
+    figures = ledger.figures([entry(number, scheduled=number / 10, sent=number / 5) for number in range(11)])
+    assert (figures["offered_per_s"], figures["longest_lag_ms"]) == (5.0, 1000.0)
