@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -15,14 +16,14 @@ from tests.reliability.scenarios import Outcome
 from tests.reliability.world import tiny
 from tests.runs import write_log
 
-RATE = 20.0
+RATE = 10.0
 
 
 @pytest.fixture(scope="module")
 def world(ray_cluster, tmp_path_factory):
     from ray import serve
 
-    made = tiny(tmp_path_factory.mktemp("reliability"), free_port())
+    made = replace(tiny(tmp_path_factory.mktemp("reliability"), free_port()), deadline_s=90.0)
     made.rollout(made.digests[0])
     yield made
     serve.shutdown()

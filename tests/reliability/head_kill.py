@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from tempfile import mkdtemp
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
@@ -65,6 +65,7 @@ def head_kill(world: World, seconds: float, rate: float) -> Outcome:
             user.wait_for(20)
             at = time.monotonic()
             _kill_trees(cluster.head)
+            user.wait_for(20)
             wait_until(lambda: time.monotonic() > at + seconds, seconds + START_S)
         alive = bool(_below(REPLICA, cluster.other))
         problems = ["the head lives on"] if _below("", cluster.head) else []
@@ -134,6 +135,6 @@ def _kill_trees(roots: Sequence[int]) -> None:
 
 
 def _share(entries: Sequence[Entry], after: float) -> float:
-    """Share of the requests that were sent later and answered with 200."""
-    sent: list[Any] = [entry.status == OK for entry in entries if entry.sent >= after]
-    return round(sum(sent) / len(sent), 5) if sent else 0.0
+    """Share of the requests that ended later which were answered with 200."""
+    ended = [entry.status == OK for entry in entries if entry.answered >= after]
+    return round(sum(ended) / len(ended), 5) if ended else 0.0

@@ -9,11 +9,8 @@ from types import TracebackType
 
 from benchmarks.ledger import OK, Entry
 from dkt_ray import Client
-from dkt_ray.errors import DktError
-from tests.reliability.processes import wait_until
+from tests.reliability.processes import PATIENCE_S, wait_until
 from tests.reliability.world import World
-
-DEADLINE_S = 15.0
 
 
 class User(threading.Thread):
@@ -29,7 +26,7 @@ class User(threading.Thread):
 
     def run(self) -> None:
         bodies = self.world.bodies
-        with Client(self.urls, deadline_s=DEADLINE_S) as client:
+        with Client(self.urls, deadline_s=self.world.deadline_s) as client:
             while not self.stopping.wait(self.pause_s):
                 number = len(self.entries)
                 sent, body = time.monotonic(), bodies[number % len(bodies)]
@@ -37,8 +34,8 @@ class User(threading.Thread):
                 try:
                     found = client.predict(body["targets"], body["history"])
                     version, values = found.model_version, [each.probability for each in found.predictions]
-                except DktError as problem:
-                    status, error = 0, str(problem)
+                except Exception as problem:  # noqa: BLE001 - whatever the client raises, its user had no answer
+                    status, error = 0, f"{type(problem).__name__}: {problem}"
                 now = time.monotonic()
                 self.entries.append(
                     Entry(number, number % len(bodies), sent, sent, now, status, version, values, error)
@@ -54,5 +51,8 @@ class User(threading.Thread):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        died = not self.is_alive()
         self.stopping.set()
-        self.join(60)
+        self.join(self.world.deadline_s + PATIENCE_S)
+        if kind is None and (died or self.is_alive()):
+            raise RuntimeError(f"the user {'died' if died else 'does not end'} after {len(self.entries)} calls")

@@ -45,6 +45,7 @@ class World:
     queries: Sequence[Query]
     expected: Mapping[str, Sequence[npt.NDArray[np.float64]]]  # digest -> the probabilities of each query
     port: int
+    deadline_s: float = 15.0  # of a client's call
 
     @classmethod
     def of(cls, store: str, cache: Path, folders: Mapping[str, Path], queries: Sequence[Query], port: int) -> World:

@@ -1,11 +1,16 @@
 """The report of `make reliability`: what is wrong fails it, what is not reached stands in it, with the raw ledgers."""
 
 import json
+from types import SimpleNamespace
+
+import pytest
 
 from benchmarks import ledger
 from benchmarks.ledger import Entry
-from tests.reliability import serving
+from tests.reliability import serving, user
+from tests.reliability.head_kill import _share
 from tests.reliability.scenarios import Outcome
+from tests.reliability.user import User
 
 ENTRIES = [Entry(0, 0, 1.0, 1.0, 1.5, 200, "v", [0.5], ""), Entry(1, 0, 1.0, 1.0, 1.5, 429, "", [], "<b>")]
 PROXY = {"outage_s": 31.0, "client_failures": 0}
@@ -30,3 +35,43 @@ def test_a_run_that_cannot_go_on_is_wrong_and_reaches_no_goal(tmp_path, monkeypa
     outcome = serving._run("proxy_kill", None, tmp_path, None)
     assert "not so after 120 s" in outcome.wrong[0]
     assert not any(serving._told("proxy_kill", outcome, 1, tmp_path)["goals"].values())
+
+
+def asked(monkeypatch, client):
+    """A user of a client that is none."""
+    monkeypatch.setattr(user, "Client", client)
+    world = SimpleNamespace(url="", bodies=[{"targets": ["a"], "history": []}], deadline_s=1.0)
+    return User(world, pause_s=0.001)
+
+
+class Broken:
+    def __init__(self, *_, **__):
+        pass
+
+    def predict(self, *_):
+        raise ValueError("499 is not a valid HTTPStatus")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_whatever_a_client_raises_is_a_call_that_failed(monkeypatch):
+    with asked(monkeypatch, Broken) as one:
+        one.wait_for(3)
+    assert {entry.status for entry in one.entries} == {0}
+    assert one.entries[0].error == "ValueError: 499 is not a valid HTTPStatus"
+    assert _share(one.entries, one.entries[0].answered) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_user_that_died_fails_the_run(monkeypatch):
+    one = asked(monkeypatch, lambda *_, **__: 1 / 0)
+    with pytest.raises(RuntimeError, match="died after 0 calls"), one:
+        one.join()
+
+
+def test_a_request_that_was_on_its_way_when_the_head_died_counts():
+    assert _share([ENTRIES[0], ENTRIES[1]._replace(sent=0.5)], 1.0) == 0.5
