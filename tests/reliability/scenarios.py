@@ -26,6 +26,7 @@ from tests.reliability.processes import (
     CONTROLLER,
     PROXY,
     REPLICA,
+    Kill,
     held,
     kill,
     pids,
@@ -91,7 +92,7 @@ def code_rollouts(world: World, count: int, rate: float) -> Outcome:
 
 def replica_kills(world: World, count: int, every_s: float, rate: float, seed: int = 0) -> Outcome:
     """A replica of two is killed, the next one when as many answer again."""
-    chance, kills, back = random.Random(seed), [], []
+    chance, kills, outages = random.Random(seed), [], []
     wait_for_replicas(FAST["min_replicas"])
     with User(world) as user, world.load(rate=rate) as load:
         for _ in range(count):
@@ -100,14 +101,14 @@ def replica_kills(world: World, count: int, every_s: float, rate: float, seed: i
             kills.append(kill(chance.choice(sorted(before))))
             wait_for_another(REPLICA, before)
             wait_for_replicas(FAST["min_replicas"])
-            back.append(round(time.monotonic() - kills[-1].before, 1))
+            outages.append(Kill(kills[-1].after, time.monotonic()))
             user.wait_for(5)
             time.sleep(max(0.0, kills[-1].before + every_s - time.monotonic()))
         load.wait_for(10)
     failures, clean = _failures(load.entries)
-    in_flight = [sum(e.sent < at.before and e.answered > at.after for e in load.entries) for at in kills]
     problems = [f"the client failed: {entry.error}" for entry in ledger.failed(user.entries)]
     problems += world.wrong(load.entries) + world.wrong(user.entries)
+    problems += [f"failed though both replicas were there: {entry.error}" for entry in stray(failures, outages)]
     if len(clean) < len(failures):
         problems += [f"not a clean error: {entry.error}" for entry in failures if entry not in clean]
     return _outcome(
@@ -117,8 +118,9 @@ def replica_kills(world: World, count: int, every_s: float, rate: float, seed: i
         user.entries,
         kills=count,
         raw_failures=len(failures),
-        in_flight=in_flight,
-        replaced_s=back,
+        in_flight=[len(load.entries) - len(stray(load.entries, [at])) for at in kills],
+        stray_failures=len(stray(failures, kills)),
+        replaced_s=[round(each.before - each.after, 1) for each in outages],
     )
 
 
@@ -270,6 +272,11 @@ def _other_ends(entries: Sequence[Entry], expected: set[int]) -> list[str]:
     others = [entry for entry in entries if entry.status not in expected]
     shown = [f"request {entry.request} ended with {entry.status}: {entry.error}" for entry in others[:5]]
     return [f"{len(others)} of {len(entries)} requests failed", *shown] if others else []
+
+
+def stray(entries: Sequence[Entry], kills: Sequence[Kill]) -> list[Entry]:
+    """Requests that were on their way during none of these kills."""
+    return [e for e in entries if not any(e.sent < each.before and e.answered > each.after for each in kills)]
 
 
 def _failures(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:

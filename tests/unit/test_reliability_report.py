@@ -9,7 +9,8 @@ from benchmarks import ledger
 from benchmarks.ledger import Entry
 from tests.reliability import serving, user
 from tests.reliability.head_kill import _share
-from tests.reliability.scenarios import Outcome
+from tests.reliability.processes import Kill
+from tests.reliability.scenarios import Outcome, stray
 from tests.reliability.user import User
 
 ENTRIES = [Entry(0, 0, 1.0, 1.0, 1.5, 200, "v", [0.5], ""), Entry(1, 0, 1.0, 1.0, 1.5, 429, "", [], "<b>")]
@@ -75,3 +76,10 @@ def test_a_user_that_died_fails_the_run(monkeypatch):
 
 def test_a_request_that_was_on_its_way_when_the_head_died_counts():
     assert _share([ENTRIES[0], ENTRIES[1]._replace(sent=0.5)], 1.0) == 0.5
+
+
+def test_a_failure_that_no_kill_explains_is_told():
+    kills = [Kill(0.9, 1.1), Kill(3.0, 3.1)]
+    later = ENTRIES[1]._replace(sent=1.2, answered=2.9)
+    assert stray([*ENTRIES, later], kills) == [later]
+    assert stray([later._replace(answered=3.05)], kills) == []
