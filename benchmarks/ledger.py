@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -53,7 +55,7 @@ def figures(entries: Sequence[Entry], skip_s: float = 0.0) -> dict[str, Any]:
     """Counts, rate and latencies.
 
     Args:
-        skip_s: warm-up: seconds at the start whose requests are not counted.
+        skip_s: warm-up: seconds at the start whose requests, and for per_s whose answers, are not counted.
 
     Returns:
         requests, ok, statuses, per_s (200s); offered_per_s and longest_lag_ms: what the generator sent, and how late at
@@ -62,12 +64,13 @@ def figures(entries: Sequence[Entry], skip_s: float = 0.0) -> dict[str, Any]:
     first = min((entry.scheduled for entry in entries), default=0.0) + skip_s
     counted = [entry for entry in entries if entry.scheduled >= first]
     good = [entry for entry in counted if entry.status == OK]
-    span = max((entry.answered for entry in counted), default=first) - first
+    answered = [entry.answered for entry in entries if entry.status == OK and entry.answered >= first]
+    span = max((entry.answered for entry in entries), default=first) - first
     return {
         "requests": len(counted),
         "ok": len(good),
         "statuses": dict(Counter(str(entry.status) for entry in counted)),
-        "per_s": round(len(good) / span, 1) if span else 0.0,
+        "per_s": round(len(answered) / span, 1) if span > 0 else 0.0,
         "offered_per_s": round(offered(counted), 1),
         "longest_lag_ms": round(1000 * max((entry.sent - entry.scheduled for entry in counted), default=0.0), 1),
         **latencies(good),
@@ -88,6 +91,15 @@ def latencies(entries: Sequence[Entry]) -> dict[str, float]:
     taken = 1000 * np.array([entry.answered - entry.scheduled for entry in entries])
     p50, p99, longest = map(float, np.percentile(taken, [50, 99, 100]))
     return {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "longest_ms": round(longest, 1)}
+
+
+def longest_silence(entries: Sequence[Entry], after: float) -> float:
+    """Most seconds between two 200s, from this moment to the last answer; infinite where no 200 came."""
+    good = [entry.answered for entry in entries if entry.status == OK and entry.answered >= after]
+    if not good:
+        return math.inf
+    last = max(entry.answered for entry in entries)
+    return max(later - earlier for earlier, later in pairwise(sorted([after, *good, last])))
 
 
 def wrong(

@@ -53,6 +53,14 @@ class Plan:
     core: int = field(default_factory=lambda: max(os.sched_getaffinity(0)))
     """The core that the generator runs on."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is neither loop."""
+        if not (self.connections > 0 and self.rate == 0 or self.connections == 0 and self.rate > 0):
+            found = f"connections {self.connections} and rate {self.rate}"
+            raise ValueError(
+                f"a plan needs connections above 0 (closed loop) or a rate above 0 (open loop): got {found}"
+            )
+
 
 class Load:
     """A plan that is being carried out; as a context, until the end of the block."""

@@ -97,7 +97,7 @@ def measure(
     return {
         "ours": mine.name,
         "vs_bentoml": {f"c{c}": _ratios(closed, mine.name, best[c], c) for c in CONNECTIONS} if best[MOST] else None,
-        "of_bare_c32": round(_rate(closed, mine.name) / _rate(closed, BARE), 3),
+        "of_bare_c32": _ratio(closed[mine.name], closed[BARE], MOST, "per_s"),
         **_targets(predictor, students, options.singles),
         "targets_10000_http_ms": many,
         "events": serving_requests.lengths(asked.bodies),
@@ -176,13 +176,17 @@ def _best(closed: Mapping[str, Mapping[str, Any]], connections: int) -> str | No
 
 def _ratios(closed: Mapping[str, Mapping[str, Any]], mine: str, peer: str | None, connections: int) -> dict[str, Any]:
     """Our requests per second, p99 and CPU time of a request over the peer's."""
-    one, other = closed[mine][f"c{connections}"], closed[peer or mine][f"c{connections}"]
-    return {
-        "requests": round(one["per_s"] / other["per_s"], 2),
-        "p99": round(one["p99_ms"] / other["p99_ms"], 2),
-        "cpu": round(one["cpu_ms"] / other["cpu_ms"], 2),
-        "peer": peer,
-    }
+    names = {"requests": "per_s", "p99": "p99_ms", "cpu": "cpu_ms"}
+    one, other = closed[mine], closed[peer or mine]
+    return {told: _ratio(one, other, connections, name) for told, name in names.items()} | {"peer": peer}
+
+
+def _ratio(
+    one: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]], connections: int, name: str
+) -> float | None:
+    """One side's figure over another's; None where there is none, or nothing to compare with."""
+    over, under = one[f"c{connections}"].get(name), other[f"c{connections}"].get(name)
+    return round(over / under, 3) if over is not None and under else None
 
 
 def _idle_cpu(server: Server, seconds: float) -> float:

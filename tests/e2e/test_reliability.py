@@ -82,7 +82,6 @@ def test_the_benchmark_tells_every_figure_that_is_asked_for(world, tmp_path, mon
     assert "--bentoml" in figures["missing"][0]
     for turns in figures["closed"]["ours, proxy"].values():
         assert (turns["failed"], turns["wrong"]) == (0, 0)
-        assert turns["cpu_ms"] > 0
 
 
 def test_a_planted_wrong_answer_is_caught(world):

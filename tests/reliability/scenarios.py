@@ -151,14 +151,12 @@ def proxy_kill(world: World, rate: float) -> Outcome:
         user.wait_for(5)
     problems = world.wrong(load.entries) + world.wrong(user.entries) + ([] if killed else ["no proxy was killed"])
     failures, _ = _failures(load.entries)
-    dead = max((each.before for each in killed), default=0.0)
-    good = [entry.answered for entry in load.entries if entry.status == OK and entry.sent > dead]
     return _outcome(
         "proxy_kill",
         problems,
         load.entries,
         user.entries,
-        outage_s=round(min(good, default=dead) - dead, 1),
+        outage_s=round(ledger.longest_silence(load.entries, min((each.after for each in killed), default=0.0)), 1),
         raw_failures=len(failures),
         client_failures=len(ledger.failed(user.entries)),
     )

@@ -149,3 +149,24 @@ def test_a_late_generator_is_told():
     """Ten a second were due, five a second were sent."""
     figures = ledger.figures([entry(number, scheduled=number / 10, sent=number / 5) for number in range(11)])
     assert (figures["offered_per_s"], figures["longest_lag_ms"]) == (5.0, 1000.0)
+
+
+def test_an_outage_is_the_longest_silence():
+    """One answer in the midst of it does not end it; nor does what came before."""
+    answered = [entry(number, answered=at) for number, at in enumerate((0.5, 1.3, 20.0, 20.1))]
+    assert ledger.longest_silence(answered, 1.0) == pytest.approx(18.7)
+    assert ledger.longest_silence([*answered, entry(4, answered=60.0, status=502)], 1.0) == pytest.approx(39.9)
+    assert ledger.longest_silence(answered, 30.0) == np.inf
+
+
+def test_what_was_answered_after_the_warm_up_counts_though_it_was_sent_in_it():
+    """A server that takes longer than the warm-up for its first answers, as on a busy machine."""
+    slow = [entry(number, scheduled=0.0, sent=0.0, answered=1.2) for number in range(32)]
+    assert ledger.figures(slow, skip_s=0.2)["per_s"] == 32.0
+    assert ledger.figures([], skip_s=0.2)["per_s"] == 0.0
+
+
+@pytest.mark.parametrize("loop", [{}, {"rate": -1.0}, {"connections": 2, "rate": 5.0}])
+def test_a_plan_that_is_neither_loop_is_refused(loop):
+    with pytest.raises(ValueError, match="connections above 0 .* or a rate above 0"):
+        Plan(1, BODIES, **loop)
