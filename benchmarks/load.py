@@ -55,11 +55,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse what is neither loop."""
-        if not (self.connections > 0 and self.rate == 0 or self.connections == 0 and self.rate > 0):
-            found = f"connections {self.connections} and rate {self.rate}"
-            raise ValueError(
-                f"a plan needs connections above 0 (closed loop) or a rate above 0 (open loop): got {found}"
-            )
+        if min(self.connections, self.rate) != 0 or max(self.connections, self.rate) <= 0:
+            found = f"got connections {self.connections} and rate {self.rate}"
+            raise ValueError(f"a plan needs connections above 0 (closed loop) or a rate above 0 (open loop): {found}")
 
 
 class Load:

@@ -168,5 +168,5 @@ def test_what_was_answered_after_the_warm_up_counts_though_it_was_sent_in_it():
 
 @pytest.mark.parametrize("loop", [{}, {"rate": -1.0}, {"connections": 2, "rate": 5.0}])
 def test_a_plan_that_is_neither_loop_is_refused(loop):
-    with pytest.raises(ValueError, match="connections above 0 .* or a rate above 0"):
+    with pytest.raises(ValueError, match=r"connections above 0 .* or a rate above 0"):
         Plan(1, BODIES, **loop)
