@@ -78,9 +78,9 @@ def measure(
     """All figures; see the head of this file."""
     asked = Asked.of(students.bodies(options.bodies), predictor)
     with ExitStack() as running:
-        settings = {"cache": str(bundle.parent)}
+        settings = {"cache": str(bundle.parent), "min_replicas": options.replicas, "max_replicas": options.replicas}
         servers = [running.enter_context(ours(way, store, predictor.version, **settings)) for way in options.ways]
-        mine = servers[-1]
+        ways, mine = [server.name for server in servers], servers[-1]
         for workers in (1, 2) if options.bentoml else ():
             servers += running.enter_context(bentoml(options.bentoml, bundle, workers))
         closed = _closed(servers, predictor, asked, options)
@@ -94,10 +94,13 @@ def measure(
         idle = {server.name: _idle_cpu(server, options.seconds) for server in servers}
         memory = {server.name: round(server.held() / MIB) for server in servers}
         many = _http_ms(mine, predictor, students.long(340, 10_000), 3)
+    each_way = {name: {f"c{c}": _ratios(closed, name, best[c], c) for c in CONNECTIONS} for name in ways}
     return {
         "ours": mine.name,
-        "vs_bentoml": {f"c{c}": _ratios(closed, mine.name, best[c], c) for c in CONNECTIONS} if best[MOST] else None,
-        "of_bare_c32": _ratio(closed[mine.name], closed[BARE], MOST, "per_s"),
+        "replicas": options.replicas,
+        "vs_bentoml": each_way[mine.name] if best[MOST] else None,
+        "vs_bentoml_each_way": each_way if best[MOST] else None,
+        "of_bare_c32": _ratio(closed[mine.name], closed[BARE], MOST, "per_s") if options.replicas == 1 else None,
         **_targets(predictor, students, options.singles),
         "targets_10000_http_ms": many,
         "events": serving_requests.lengths(asked.bodies),
@@ -266,7 +269,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", type=Path, help="CSV userID,split: only students of --fold")
     parser.add_argument("--fold", default="fold5")
     parser.add_argument("--bentoml", default=python, help="interpreter with BentoML 1.4.39; default: DKT_BENTO_PYTHON")
-    parser.add_argument("--ways", type=_ways, default=list(WAYS), help="proxy,haproxy; the last one is compared")
+    parser.add_argument("--ways", type=_ways, default=list(WAYS), help="proxy,haproxy; the last one is measured most")
+    parser.add_argument("--replicas", type=int, default=1, help="of ours; the bare predictor is compared with one only")
     parser.add_argument("--bodies", type=int, default=400, help="different requests")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
     parser.add_argument("--turns", type=int, default=5, help="of each side; medians are compared")
