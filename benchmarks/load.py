@@ -1,4 +1,4 @@
-"""A load generator in a process of its own, on a core of its own: a closed or an open loop, and a ledger of it.
+"""A load generator in a process of its own, pinned to one core: a closed or an open loop, and a ledger of it.
 
 It sends bytes that were made beforehand over raw keep-alive connections, and reads the answers' JSON after the run.
 A closed loop keeps `connections` requests in flight; an open loop sends `rate` a second whether or not the server keeps
@@ -51,7 +51,7 @@ class Plan:
     timeout_s: float = 60.0
     """After that a request has failed."""
     core: int = field(default_factory=lambda: max(os.sched_getaffinity(0)))
-    """The core that the generator runs on."""
+    """The core that the generator runs on; nobody keeps the servers off it."""
 
     def __post_init__(self) -> None:
         """Refuse what is neither loop."""

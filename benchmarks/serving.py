@@ -1,7 +1,8 @@
 """Serving figures side by side: our endpoint, BentoML around the same predictor, and the bare predictor in a loop.
 
-The load generator runs in a process and on a core of its own; the servers take turns, and medians are told. Every
-answer is compared with the predictor's own. The last line of output is one JSON object; docs/benchmarks.md explains it.
+The load generator runs in a process of its own, pinned to one core, which the servers may use too; the servers take
+turns, and medians are told. Every answer is compared with the predictor's own. The last line of output is one JSON
+object; docs/benchmarks.md explains it.
 """
 
 from __future__ import annotations
