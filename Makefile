@@ -46,8 +46,8 @@ lint: setup  ## ruff, mypy, import-linter, size report
 bench: setup  ## The benchmarks, one JSON line each
 	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
 
-reliability: setup  ## The long runs: a sweep killed ten times; the service under kills, rollouts and overload
-	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/kill_sweep.py
+reliability: setup  ## The long runs: a sweep killed ten times (SWEEP_ARGS); the service under kills, rollouts, overload (ARGS)
+	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/kill_sweep.py $(SWEEP_ARGS)
 	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/serving.py $(ARGS)
 
 clean:  ## Remove .venv, caches and build outputs; data/ (stores, logs) stays

@@ -30,6 +30,7 @@ from benchmarks.ledger import OK, Entry
 PROGRAM: Final = "import sys; from benchmarks.load import main; main(sys.argv[1:])"
 ROOT: Final = Path(__file__).resolve().parents[1]
 PATIENCE_S: Final = 120.0  # for a server that should answer, before we give up
+SENT: Final = ".sent"  # beside a ledger: how many requests should be in it
 NEVER_S: Final = 24 * 3600.0
 ERROR_CHARACTERS: Final = 300  # of an error's body, kept
 
@@ -104,11 +105,18 @@ class Load:
             time.sleep(0.05)
 
     def result(self) -> list[Entry]:
-        """The ledger, when the plan's time is over."""
+        """The ledger, when the plan's time is over.
+
+        Raises:
+            RuntimeError: it lacks requests that were sent.
+        """
         with self._folder:
             if self._process.wait():
                 raise subprocess.CalledProcessError(self._process.returncode, "the load generator")
             self.entries = ledger.read(self._ledger)
+            sent = int(self._ledger.with_suffix(SENT).read_text())
+        if len(self.entries) != sent:
+            raise RuntimeError(f"{sent} requests were sent, {len(self.entries)} are in the ledger")
         return self.entries
 
     def stop(self) -> list[Entry]:
@@ -152,11 +160,13 @@ class _Sender:
         self.free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.ended: list[tuple[Entry, bytes]] = []  # an entry without what its answer says, and the answer
         self.statuses: Counter[int] = Counter()
+        self.sent = 0
 
     async def send(self, request: int, scheduled: float) -> None:
         """Send a request and keep what becomes of it."""
         body = request % len(self.tails)
         name = b"load-%d" % request
+        self.sent += 1
         sent = time.monotonic()
         answer, error = _Answer(0, {}, b""), ""
         try:
@@ -209,7 +219,7 @@ async def _read(reader: asyncio.StreamReader) -> _Answer:
     return _Answer(int(first.split()[1]), headers, body)
 
 
-async def _carry_out(plan: Plan) -> list[tuple[Entry, bytes]]:
+async def _carry_out(plan: Plan) -> _Sender:
     sender = _Sender(plan)
     stopping = asyncio.Event()
     listening = asyncio.create_task(_listen(sender, stopping))
@@ -219,7 +229,7 @@ async def _carry_out(plan: Plan) -> list[tuple[Entry, bytes]]:
     else:
         await _open(sender, stopping)
     listening.cancel()
-    return sender.ended
+    return sender
 
 
 async def _closed(sender: _Sender, numbers: Iterator[int], end: float, stopping: asyncio.Event) -> None:
@@ -265,8 +275,9 @@ def _told(entry: Entry, body: bytes) -> Entry:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Carry out the plan of a file and write the ledger to another."""
+    """Carry out the plan of a file; write the ledger to another, and beside it how many requests were sent."""
     plan = Plan(**json.loads(Path(arguments[0]).read_text()))
     os.sched_setaffinity(0, {plan.core})
-    ended = uvloop.run(_carry_out(plan))
-    ledger.write(Path(arguments[1]), [_told(entry, body) for entry, body in ended])
+    sender, path = uvloop.run(_carry_out(plan)), Path(arguments[1])
+    ledger.write(path, [_told(entry, body) for entry, body in sender.ended])
+    path.with_suffix(SENT).write_text(str(sender.sent))

@@ -107,6 +107,13 @@ def test_what_is_due_is_sent_however_late(serve):
     assert ledger.wrong(entries, ORACLE) == []
 
 
+def test_requests_that_are_lost_at_the_end_are_told(serve, monkeypatch):
+    read = ledger.read
+    monkeypatch.setattr(ledger, "read", lambda path: read(path)[:-1])
+    with pytest.raises(RuntimeError, match="10 requests were sent, 9 are in the ledger"):
+        Load(Plan(serve()[0], BODIES, rate=100.0, seconds=0.1)).result()
+
+
 def entry(request, body=0, version="one", values=(0.1,), **more):
     return Entry(request, body, 1.0, 1.0, 2.0, 200, version, list(values), "")._replace(**more)
 
