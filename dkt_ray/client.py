@@ -10,6 +10,7 @@ have twice as much.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -87,7 +88,8 @@ class Client:
 
     Args:
         urls: base addresses of the same service, the preferred one first.
-        deadline_s: for one call, all tries and pauses together.
+        deadline_s: for one call, all tries and pauses together. The last try may pass it: connecting has half of its
+            time, and each wait for the server after that all of it; a body that comes in drops is given up in time.
         try_s: for the first try, since a node that hangs must not take the whole deadline; doubles after each try that
             had too little time.
         headers: sent with every request.
@@ -214,13 +216,13 @@ class Client:
             try_s = max(0.001, min(longest_s, end - time.monotonic()))
             asked_at, wait_s, slow = self._preferred, 0.0, False
             headers = {DEADLINE: str(math.ceil(1000 * try_s)), "x-request-id": request_id}
+            url = self._urls[asked_at] + path
             try:
-                url = self._urls[asked_at] + path
-                answer = self._http.request(method, url, content=content, headers=headers, timeout=try_s)
+                answer, body = self._try(method, url, content, headers, try_s)
                 if answer.is_success:
-                    return reply.model_validate_json(answer.content)
+                    return reply.model_validate_json(body)
                 if answer.status_code < 500 and answer.status_code not in RETRIED:
-                    raise _refused(answer, request_id)
+                    raise _refused(answer, body, request_id)
                 reason, wait_s = f"{answer.status_code} from {url}", _retry_after(answer)
                 slow = answer.status_code in SLOW
             except ValidationError:
@@ -240,6 +242,24 @@ class Client:
             time.sleep(wait_s)
         raise AssertionError("the tries have no end but the deadline")
 
+    def _try(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], try_s: float
+    ) -> tuple[httpx.Response, bytes]:
+        """Head and body of an answer; httpx's timeouts are of each wait, not of all together.
+
+        Raises:
+            RequestError: no answer, or not all of it in time.
+        """
+        end = time.monotonic() + try_s
+        timeout = httpx.Timeout(try_s, connect=try_s / 2)
+        body = bytearray()
+        with self._http.stream(method, url, content=content, headers=headers, timeout=timeout) as answer:
+            for part in answer.iter_bytes():
+                body += part
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout(f"the answer was not all there after {try_s:g} s")
+        return answer, bytes(body)
+
 
 def _student(history: Events, student: str | None, at: datetime | None) -> dict[str, Any]:
     return {"history": list(history)} | _given(student=student, at=at)
@@ -257,10 +277,10 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _refused(answer: httpx.Response, request_id: str) -> RefusedError:
+def _refused(answer: httpx.Response, body: bytes, request_id: str) -> RefusedError:
     """The problem's own words (RFC 9457) where it has them."""
     try:
-        problem = answer.json()
+        problem = json.loads(body)
     except ValueError:
         problem = None
     known = problem if isinstance(problem, dict) else {}

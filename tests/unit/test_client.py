@@ -143,6 +143,20 @@ def test_an_answer_that_takes_longer_than_a_try_comes_within_the_deadline(clock)
     assert service.hosts == ["a", "b"]
 
 
+@pytest.mark.parametrize("status", [200, 422])
+def test_a_body_that_comes_in_drops_ends_with_the_deadline(clock, status):
+    def drops():
+        for _ in range(1000):
+            clock.now += 0.4
+            yield b" "
+
+    service = Service(clock, *(httpx.Response(status, content=drops()) for _ in range(9)))
+    with pytest.raises(NoAnswerError, match="ReadTimeout at http://a"):
+        service.client(deadline_s=2, try_s=1).ready()
+    assert clock.now <= 100 + 2 + 0.4 + 1e-6
+    assert len(service.seen) == 2
+
+
 @pytest.mark.parametrize(("failure", "then_ms"), [(408, 4000), (504, 4000), (429, 2000), (503, 2000)])
 def test_a_server_that_had_too_little_time_gets_twice_as_much(clock, failure, then_ms):
     service = Service(clock, httpx.Response(failure), ready())
