@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from dkt_ray.config import Config, build
 from dkt_ray.errors import NotFoundError, RolloutError
 from dkt_ray.storage import Store
-from dkt_ray.storage.lease import lease
+from dkt_ray.storage.lease import holder, lease, take_away
 
 CURRENT: Final = "current.json"
 SERVING: Final = "serving.json"
 STOP: Final = "stop.json"
+_MARK: ContextVar[str | None] = ContextVar("mark", default=None)  # of the lease that this thread holds
 
 
 class Intent(Config):
@@ -62,9 +64,22 @@ class Intents:
         Raises:
             ConflictError: another rollout or rollback of the alias is at work.
         """
-        with lease(self.files, f"rollout of {self.alias}"):
+        with lease(self.files, f"rollout of {self.alias}") as mark:
             self.files.delete(STOP)  # it was meant for somebody before
-            yield
+            ours = _MARK.set(mark)
+            try:
+                yield
+            finally:
+                _MARK.reset(ours)
+
+    def taken_over(self) -> bool:
+        """Whether what this thread held is somebody else's by now: he also ends what was begun here."""
+        mark = _MARK.get()
+        return mark is not None and holder(self.files) != mark
+
+    def take_over(self) -> None:
+        """Take the lease from a rollout that has not begun to change anything; it sees that in `check`."""
+        take_away(self.files)
 
     def pending(self) -> Intent | None:
         """What was begun and not ended; None where all is done."""
@@ -83,8 +98,16 @@ class Intents:
 
     def succeed(self, intent: Intent) -> None:
         """All is done: what was to serve serves."""
-        self.files.write_json(SERVING, {"arguments": intent.after})
+        self.files.write_json(SERVING, {"arguments": intent.after, "by": _MARK.get()})
         self.end()
+
+    def succeeded(self) -> bool:
+        """Whether the one at work has done all that it was there for, and is about to leave."""
+        try:
+            mark = self.files.read_json(SERVING)["by"]
+        except NotFoundError:
+            return False
+        return mark is not None and mark == holder(self.files)
 
     def serving(self) -> dict[str, Any] | None:
         """Arguments of the application since the last rollout or rollback that ended well; None: there was none."""
@@ -99,10 +122,12 @@ class Intents:
         self.files.write_json(STOP, {"reason": reason})
 
     def check(self) -> None:
-        """Give up where somebody asked for that.
+        """Give up where somebody asked for that, or took over.
 
         Raises:
             RolloutError: somebody did.
         """
+        if self.taken_over():
+            raise RolloutError("stopped: somebody else has taken over")
         if self.files.exists(STOP):
             raise RolloutError(f"stopped: {self.files.read_json(STOP)['reason']}")

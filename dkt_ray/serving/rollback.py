@@ -62,7 +62,10 @@ def _end_what_is_half_done(config: RollbackConfig, ours: ExitStack) -> str | Non
 
 
 def _take_over(config: RollbackConfig, ours: ExitStack) -> str | None:
-    """Hold the lease; a rollout at work is asked to give up, and says so when it has."""
+    """Hold the lease; a rollout at work is asked to give up, and says so when it has.
+
+    One that has changed nothing yet is not waited for; one that has just succeeded is no rollout at work any more.
+    """
     intents, before = config.intents, config.registry.alias(config.alias)
     deadline = time.monotonic() + config.timeout_s
     asked = False
@@ -75,13 +78,25 @@ def _take_over(config: RollbackConfig, ours: ExitStack) -> str | None:
                 raise
             if time.monotonic() > deadline:
                 raise RolloutError(f"{error}; it was asked to stop and did not within {config.timeout_s} s") from None
-            if not asked:
-                intents.ask_to_stop(config.reason)
-                asked = True
+            if not asked and _has_succeeded(at_work, config):
+                time.sleep(POLL_S)
+                continue
+            asked = True
+            if at_work is None:
+                intents.take_over()
+                continue
+            intents.ask_to_stop(config.reason)  # again and again: one who begins deletes it
             time.sleep(POLL_S)
         else:
             same = config.registry.alias(config.alias) == before
             return "the rollout that was at work has been ended" if asked and same else None
+
+
+def _has_succeeded(at_work: Intent | None, config: RollbackConfig) -> bool:
+    if at_work is None:
+        return config.intents.succeeded()
+    entry = config.registry.alias(config.alias)
+    return at_work.done(entry and entry.bundle)
 
 
 def _go_back(config: RollbackConfig) -> AliasEntry:

@@ -143,6 +143,7 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
             stages.run("watch", lambda: watch(old, config.trial, config.intents))
         config.intents.check()
         reason = "; ".join(filter(None, (config.reason, gate.get("history"))))
+        config.intents.check()
         registry.promote(config.alias, digest, entry.bundle if entry else None, reason)
     seconds = round(time.monotonic() - started, 1)
     logger.info("bundle %s serves at %s after %.1f s", digest, config.address, seconds)

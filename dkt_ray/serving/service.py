@@ -186,6 +186,7 @@ def changing(intent: Intent, config: ServiceConfig) -> Iterator[None]:
     intent = _goes_on(intent, intents)
     intents.begin(intent)
     try:
+        intents.check()  # written first and looked then: whoever takes over meanwhile finds the intent
         yield
     except KeyboardInterrupt:
         logger.warning("interrupted; %s", _undo(intent, entry, config))
@@ -213,6 +214,8 @@ def _all_run(args: ServeArgs, replicas_of: DeploymentHandle[Any] | None = None) 
 
 def _undo(intent: Intent, entry: AliasEntry | None, config: ServiceConfig) -> str:
     """The alias first: what is killed after that is undone by the next call, and not finished."""
+    if config.intents.taken_over():
+        return "whoever has taken over says what serves"
     try:
         _point_back(intent, entry, config)
     except StorageError as error:
@@ -238,7 +241,8 @@ def _restore(before: ServeArgs | None, config: ServiceConfig) -> tuple[bool, str
         serve.delete(APPLICATION)
         return True, "nothing served before, and nothing serves now"
     try:
-        bring_back(before, config)
+        if not _serves(before):
+            bring_back(before, config)
     except (DktError, RayServeException) as error:
         return False, f"the bundle before, {before.bundle}, did not come back either: {error}"
     return True, f"the bundle before, {before.bundle}, serves"
@@ -268,8 +272,6 @@ def recover(config: ServiceConfig) -> str | None:
         return None
     if APPLICATION not in serve.status().applications:
         told = f"{found}: nothing serves any more"
-    elif wanted is not None and _serves(wanted):
-        told = f"{found}: bundle {wanted.bundle} serves"
     else:
         done, how = _restore(wanted, config)
         if not done:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ EXPIRES_S: Final = 90.0  # without a sign of life; clocks of machines may differ
 
 
 @contextmanager
-def lease(files: Store, what: str) -> Iterator[None]:
+def lease(files: Store, what: str) -> Iterator[str]:
     """Hold a folder's lease for as long as the context lasts, renewed by a thread.
 
     The lease keeps writers from getting into each other's way; what must never be wrong is guarded by a conditional
@@ -31,6 +31,9 @@ def lease(files: Store, what: str) -> Iterator[None]:
 
     Args:
         what: names the folder in messages.
+
+    Yields:
+        The holder's mark, see `holder`.
 
     Raises:
         ConflictError: somebody else holds it.
@@ -41,13 +44,25 @@ def lease(files: Store, what: str) -> Iterator[None]:
     renewer = threading.Thread(target=_renew, args=(files, mine, version, ended), daemon=True)
     renewer.start()
     try:
-        yield
+        yield mine
     finally:
         ended.set()
         renewer.join()
-        with suppress(NotFoundError):
-            if files.read_json(LEASE)["holder"] == mine:
-                files.delete(LEASE)
+        if holder(files) == mine:
+            files.delete(LEASE)
+
+
+def holder(files: Store) -> str | None:
+    """The mark of whoever holds a folder's lease now; None: nobody does."""
+    try:
+        return str(files.read_json(LEASE)["holder"])
+    except NotFoundError:
+        return None
+
+
+def take_away(files: Store) -> None:
+    """End a lease that somebody holds, who sees that by `holder`."""
+    files.delete(LEASE)
 
 
 def _take(files: Store, what: str, mine: str) -> str:

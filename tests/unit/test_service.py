@@ -241,3 +241,17 @@ def test_an_alias_that_nobody_has_moved_stays_when_a_change_fails(played, config
     with pytest.raises(RolloutError, match="do not start"):
         change(config, args(OLD), args(NEW), [lambda: service.deploy(args(NEW), config)])
     assert config.registry.alias(config.alias).version == 1
+
+
+def test_who_has_lost_the_lease_neither_begins_nor_undoes(played, config):
+    promote(config, OLD)
+    done = []
+    for steps in ([config.intents.take_over], []):
+        played.runs = [args(NEW)]
+        with config.intents.held():
+            if not steps:
+                config.intents.take_over()
+            with pytest.raises(RolloutError, match="whoever has taken over"):
+                change(config, args(OLD), args(NEW), [*steps, config.intents.check, lambda: done.append("promote")])
+        assert config.intents.pending() is not None, "the other one finds it"
+        assert (played.deployed, done) == ([], [])
