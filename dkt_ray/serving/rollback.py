@@ -57,7 +57,7 @@ def _end_what_is_half_done(config: RollbackConfig, ours: ExitStack) -> str | Non
         return stopped
     told = service.recover(config)
     entry = config.registry.alias(config.alias)
-    done = intent.done(entry and entry.bundle)
+    done = intent.done(entry.bundle if entry else None)
     return told if done == (intent.action == "rollback") else None
 
 
@@ -96,7 +96,7 @@ def _has_succeeded(at_work: Intent | None, config: RollbackConfig) -> bool:
     if at_work is None:
         return config.intents.succeeded()
     entry = config.registry.alias(config.alias)
-    return at_work.done(entry and entry.bundle)
+    return at_work.done(entry.bundle if entry else None)
 
 
 def _go_back(config: RollbackConfig) -> AliasEntry:

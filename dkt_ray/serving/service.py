@@ -262,7 +262,7 @@ def recover(config: ServiceConfig) -> str | None:
     if intent is None:
         return None
     entry = config.registry.alias(config.alias)
-    finished = intent.done(entry and entry.bundle)
+    finished = intent.done(entry.bundle if entry else None)
     wanted = _args(intent.after if finished else intent.before)
     found = f"an unfinished {intent.action} of bundle {intent.bundle} is {'finished' if finished else 'undone'}"
     now = _told()
