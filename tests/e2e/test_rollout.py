@@ -240,6 +240,33 @@ def test_a_rollback_under_load_fails_no_request_and_a_killed_one_is_finished(wor
     assert world.serves(champion)
 
 
+def test_a_rollback_takes_the_place_of_what_serves_where_no_further_replica_has_room(world, start, monkeypatch):
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from dkt_ray.serving import preflight, service
+
+    champion, other = start
+    if world.registry.alias("champion").previous is None:
+        world.roll_out(other)
+        champion, other = other, champion
+    surges, application = [], service.application
+    monkeypatch.setattr(service, "application", lambda args, surge: surges.append(surge) or application(args, surge))
+    monkeypatch.setattr(preflight, "PATIENCE_S", 0)
+    taken = placement_group([{"CPU": ray.available_resources()["CPU"]}])
+    try:
+        assert taken.wait(120)
+        give_up = time.monotonic() + 120
+        while ray.available_resources().get("CPU", 0) >= REPLICAS["num_cpus"]:
+            assert time.monotonic() < give_up, "nothing is free any more, and Ray does not say so"
+            time.sleep(0.1)
+        assert world.roll_back()["bundle"] == other
+    finally:
+        remove_placement_group(taken)
+    assert surges == [False]
+    assert world.serves(other)
+
+
 def test_a_shadow_is_unseen_and_a_canary_asks_the_challenger_for_its_share_of_the_students(world, start):
     from dkt_ray.serving.traffic import place
 

@@ -246,12 +246,13 @@ def test_an_alias_that_nobody_has_moved_stays_when_a_change_fails(played, config
 def test_who_has_lost_the_lease_neither_begins_nor_undoes(played, config):
     promote(config, OLD)
     done = []
-    for steps in ([config.intents.take_over], []):
+    promotes = partial(done.append, "promote")
+    for lost_before, steps in ((True, [promotes]), (False, [config.intents.take_over, config.intents.check, promotes])):
         played.runs = [args(NEW)]
         with config.intents.held():
-            if not steps:
+            if lost_before:
                 config.intents.take_over()
             with pytest.raises(RolloutError, match="whoever has taken over"):
-                change(config, args(OLD), args(NEW), [*steps, config.intents.check, lambda: done.append("promote")])
+                change(config, args(OLD), args(NEW), steps)
         assert config.intents.pending() is not None, "the other one finds it"
         assert (played.deployed, done) == ([], [])
