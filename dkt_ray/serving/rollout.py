@@ -141,7 +141,6 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
         stages.run("replace", lambda: service.deploy(after, config, config.intents), lambda _: f"{digest} serves")
         if before is not None and config.trial.watch_s:
             stages.run("watch", lambda: watch(old, config.trial, config.intents))
-        config.intents.check()
         reason = "; ".join(filter(None, (config.reason, gate.get("history"))))
         config.intents.check()
         registry.promote(config.alias, digest, entry.bundle if entry else None, reason)
