@@ -102,7 +102,7 @@ def test_an_unseen_answer_that_does_not_come_is_an_error(monkeypatch):
         two = Split(served("old", 0.3), served("new", 0.5, wait=asyncio.Event()))
         two.direct(Traffic(compared=1.0))
         await asked(two, "s")
-        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+        await asyncio.wait([task for task in asyncio.all_tasks() if task is not asyncio.current_task()], timeout=60)
         found = two.direct(Traffic(compared=1.0))
         assert (found.challenger.errors, found.compared) == (1, 0)
 
