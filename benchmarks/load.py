@@ -29,7 +29,7 @@ from benchmarks.ledger import OK, Entry
 
 PROGRAM: Final = "import sys; from benchmarks.load import main; main(sys.argv[1:])"
 ROOT: Final = Path(__file__).resolve().parents[1]
-PATIENCE_S: Final = 120.0  # for a server that should answer, before we give up
+PATIENCE_S: Final = 300.0  # for a server that should answer, before we give up
 SENT: Final = ".sent"  # beside a ledger: how many requests should be in it
 NEVER_S: Final = 24 * 3600.0
 ERROR_CHARACTERS: Final = 300  # of an error's body, kept
@@ -94,7 +94,7 @@ class Load:
         """Wait until so many further requests were answered with this status.
 
         Raises:
-            TimeoutError: they were not, after two minutes.
+            TimeoutError: they were not, after five minutes.
         """
         give_up = time.monotonic() + PATIENCE_S
         wanted = self.ended()[status] + count

@@ -17,7 +17,7 @@ from dkt_ray.serving.rollout import APPLICATION
 REPLICA = "ray::ServeReplica:api:"
 CONTROLLER = "ray::ServeController"
 PROXY = r"ray::ProxyActor|ray::HAProxyManager|\S*/haproxy "
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 def pids(title: str, root: int | None = None) -> set[int]:
