@@ -32,3 +32,11 @@ def requests(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
         "/score": {"a student": {"history": history}, "an unknown student": {"target_set": "default"}},
     }
     return {path: {title: {"value": body} for title, body in titled.items()} for path, titled in bodies.items()}
+
+
+def openapi(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
+    """Path -> the examples of its body, as OpenAPI 3.1 has them."""
+    return {
+        path: {"requestBody": {"content": {"application/json": {"examples": told}}}}
+        for path, told in requests(catalogue).items()
+    }

@@ -95,10 +95,9 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
         """0 to 100: how much of a set of questions the student is expected to answer right."""
         predictor, answer = choose(request.student)
         questions = _score_set(request.target_set, score_sets, predictor.catalogue)
-        scores = await answer(of_known(request, questions))
-        return reply(replies.score(predictor, request, questions, scores))
+        return reply(replies.score(predictor, request, questions, await answer(of_known(request, questions))))
 
-    told = examples.requests(choose(None).predictor.catalogue)
+    told = examples.openapi(choose(None).predictor.catalogue)
     for path, endpoint, response in (
         ("/predict", predict, PredictResponse),
         ("/predict:batch", batch, BatchResponse),
@@ -106,8 +105,7 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
         ("/recommend", recommend, RecommendResponse),
         ("/score", score, ScoreResponse),
     ):
-        extra = {"requestBody": {"content": {"application/json": {"examples": told[path]}}}}
-        router.add_api_route(path, endpoint, methods=["POST"], response_model=response, openapi_extra=extra)
+        router.add_api_route(path, endpoint, methods=["POST"], response_model=response, openapi_extra=told[path])
     return router
 
 
