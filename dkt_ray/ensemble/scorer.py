@@ -40,6 +40,11 @@ class Scores:
     unknown: npt.NDArray[np.bool_]  # [M] the training users did not answer this question often enough
     left_out: tuple[str, ...] = ()  # members that did not answer: the others did, with their weights made 1 again
 
+    @property
+    def spread(self) -> Probabilities:
+        """[M] how far the members are apart: the highest probability less the lowest."""
+        return np.ptp(np.stack(list(self.members.values())), axis=0)
+
     def take(self, rows: slice | npt.NDArray[np.int64]) -> Scores:
         """The scores of some of the targets."""
         members = {name: column[rows] for name, column in self.members.items()}

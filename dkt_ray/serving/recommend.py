@@ -142,8 +142,7 @@ def _items(
     catalogue: Catalogue,
 ) -> list[Fields]:
     low, high = request.band
-    spread = np.ptp(np.stack([column[chosen] for column in scores.members.values()]), axis=0).tolist()
-    rows = zip(chosen, scores.probability[chosen].tolist(), spread, reasons, strict=True)
+    rows = zip(chosen, scores.probability[chosen].tolist(), scores.spread[chosen].tolist(), reasons, strict=True)
     return [
         {
             "question": questions[index],

@@ -56,7 +56,7 @@ def unknown(questions: Sequence[str], scores: Scores) -> list[str]:
 def _predictions(targets: Sequence[Target], scores: Scores, explain: bool) -> list[dict[str, Any]]:
     names = list(scores.members)
     opinions = np.stack([scores.members[name] for name in names], axis=1)  # [M, K]
-    columns = (scores.probability, np.ptp(opinions, axis=1), scores.unknown, opinions)
+    columns = (scores.probability, scores.spread, scores.unknown, opinions)
     rows = zip(targets, *(column.tolist() for column in columns), strict=True)
     return [
         {"question": target.question, "probability": probability, "spread": spread, "unknown_question": unknown_}

@@ -20,7 +20,7 @@ from benchmarks import ledger
 from benchmarks.ledger import OK, Entry
 from benchmarks.load import ROOT
 from benchmarks.serving_sides import free_port
-from dkt_ray.session import EVERYWHERE, ON_THIS_MACHINE
+from dkt_ray.session import EVERYWHERE, ON_CLUSTERS, ON_THIS_MACHINE
 from tests.reliability.processes import PROXY, REPLICA, pids, wait_until
 from tests.reliability.scenarios import Outcome
 from tests.reliability.user import User
@@ -36,7 +36,6 @@ pids = [[each.process.pid for several in node.all_processes.values() for each in
 print(json.dumps([cluster.address, *pids]), flush=True)
 sys.stdin.read()
 """
-PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}  # Ray's 60: then a node without a head ends itself
 ROLLOUT = """
 import json, sys
 import ray
@@ -101,7 +100,7 @@ def _two_nodes() -> Iterator[_Cluster]:
     clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(port)],
-        env=clean | EVERYWHERE | ON_THIS_MACHINE | PATIENT | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary},
+        env=clean | EVERYWHERE | ON_THIS_MACHINE | ON_CLUSTERS | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
