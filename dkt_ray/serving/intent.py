@@ -77,6 +77,10 @@ class Intents:
         mark = _MARK.get()
         return mark is not None and holder(self.files) != mark
 
+    def free(self) -> bool:
+        """Whether nobody is at work."""
+        return holder(self.files) is None
+
     def take_over(self) -> None:
         """Take the lease from a rollout that has not begun to change anything; it sees that in `check`."""
         take_away(self.files)

@@ -78,7 +78,7 @@ def _take_over(config: RollbackConfig, ours: ExitStack) -> str | None:
                 raise
             if time.monotonic() > deadline:
                 raise RolloutError(f"{error}; it was asked to stop and did not within {config.timeout_s} s") from None
-            if not asked and _has_succeeded(at_work, config):
+            if not asked and _needs_no_asking(at_work, config):
                 time.sleep(POLL_S)
                 continue
             asked = True
@@ -92,9 +92,10 @@ def _take_over(config: RollbackConfig, ours: ExitStack) -> str | None:
             return "the rollout that was at work has been ended" if asked and same else None
 
 
-def _has_succeeded(at_work: Intent | None, config: RollbackConfig) -> bool:
+def _needs_no_asking(at_work: Intent | None, config: RollbackConfig) -> bool:
+    """Whether the one at work has done all that it was there for, or has left by now."""
     if at_work is None:
-        return config.intents.succeeded()
+        return config.intents.succeeded() or config.intents.free()
     entry = config.registry.alias(config.alias)
     return at_work.done(entry.bundle if entry else None)
 

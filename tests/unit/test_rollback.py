@@ -9,7 +9,7 @@ import pytest
 
 from dkt_ray.errors import RolloutError
 from dkt_ray.serving import rollback
-from dkt_ray.serving.intent import STOP, Intent
+from dkt_ray.serving.intent import STOP, Intent, Intents
 from tests.unit.test_service import NEW, OLD, args, intent, promote
 
 ENDED = "the rollout that was at work has been ended"
@@ -89,4 +89,18 @@ def test_a_rollout_that_has_just_succeeded_is_rolled_back_and_not_ended(config, 
         when_it_waits(monkeypatch, at_work.go_on.set)
         assert rollback._take_over(config, ours) is None
         at_work.join(60)
+        assert at_work.stopped is None
+
+
+def test_one_that_leaves_while_it_is_looked_at_was_not_ended(config, monkeypatch):
+    with AtWork(config) as at_work, ExitStack() as ours:
+
+        def leaves():
+            at_work.go_on.set()
+            at_work.join(60)
+            return pending()
+
+        pending = config.intents.pending
+        monkeypatch.setattr(Intents, "pending", lambda self: leaves())
+        assert rollback._take_over(config, ours) is None
         assert at_work.stopped is None
