@@ -14,9 +14,7 @@ The digest is the SHA-256 of the bytes of manifest.json, hence of everything. Th
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -39,12 +37,12 @@ from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import BundleError, ConfigError
 from dkt_ray.features.encoder import ID_COLUMNS, EncoderState
 from dkt_ray.models.base import Model
+from dkt_ray.privacy import PRIVACY_KEY, Privacy
 from dkt_ray.registry import catalogue, golden
 
 SCHEMA_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 CHAIN: Final = "chain.json"
-PRIVACY_KEY: Final = "DKT_PRIVACY_KEY"
 PACKAGES: Final = ("dkt-ray", "lightgbm", "numba", "numpy", "polars", "pyarrow", "safetensors", "torch")
 KINDS: Final = (".json", ".parquet", ".safetensors", ".txt")  # of files; none of them runs code when it is read
 NOT_FINITE: Final = re.compile(rb"(?:^|[=\s])-?(?:nan|inf)", re.IGNORECASE)
@@ -327,10 +325,10 @@ def _changed(manifest: Manifest) -> str:
 
 
 def _write_users(folder: Path, users: Iterable[str]) -> str:
-    key = os.environ.get(PRIVACY_KEY, "")
-    if not key:
+    privacy = Privacy.of_environment()
+    if privacy.key is None:
         return f"not recorded: {PRIVACY_KEY} was not set"
-    hashes = sorted(hmac.new(key.encode(), user.encode(), hashlib.sha256).hexdigest() for user in users)
+    hashes = sorted(map(privacy.mark, users))
     (folder / "users.txt").write_text("".join(f"{value}\n" for value in hashes), encoding="ascii")
     return f"users.txt: HMAC-SHA256 under the key of {PRIVACY_KEY}, sorted"
 
