@@ -145,13 +145,16 @@ def split_targets(parts: Int64, most: int) -> Int64:
     return cut
 
 
-def batches(parts: Int64, batch_rows: int, shuffle: np.random.Generator | None = None) -> Iterator[Int64]:
+def batches(
+    parts: Int64, batch_rows: int, shuffle: np.random.Generator | None = None, most_padding: int | None = None
+) -> Iterator[Int64]:
     """Group segments of similar length into batches of at most `batch_rows` padded rows (at least one segment each).
 
     Args:
         parts: [S, 4] segments.
         batch_rows: budget per batch, past and target rows with padding.
         shuffle: mixes segments of about the same length, and the order of the batches.
+        most_padding: rows of padding in a batch, beyond which another one costs less; without `shuffle` only.
 
     Returns:
         Batches of segments, [B, 4] each.
@@ -159,10 +162,12 @@ def batches(parts: Int64, batch_rows: int, shuffle: np.random.Generator | None =
     past, asked = parts[:, 1] - parts[:, 0], parts[:, 3] - parts[:, 2]
     if shuffle is None:
         order = np.lexsort((past, past + asked))
-        yield from (parts[order[start:stop]] for start, stop in _cuts(past[order], asked[order], batch_rows))
+        most_padding = batch_rows if most_padding is None else most_padding
+        for start, stop in _cuts(past[order], asked[order], batch_rows, most_padding):
+            yield parts[order[start:stop]]
         return
     order = np.lexsort((shuffle.random(len(parts)), (past + asked) // BUCKET))
-    cuts = list(_cuts(past[order], asked[order], batch_rows))
+    cuts = list(_cuts(past[order], asked[order], batch_rows, batch_rows))
     for index in shuffle.permutation(len(cuts)):
         start, stop = cuts[index]
         yield parts[order[start:stop]]
@@ -231,13 +236,15 @@ def _grid(
     return torch.where(place < stop[:, None], rows, padding)
 
 
-def _cuts(past: Int64, asked: Int64, batch_rows: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of segments, each as long as its padded rows stay in the budget."""
+def _cuts(past: Int64, asked: Int64, batch_rows: int, most_padding: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of segments, each as long as its padded rows and its padding stay in their budgets."""
     start = 0
     while start < len(past):
         ahead = slice(start, start + batch_rows)
         width = np.maximum.accumulate(past[ahead]) + np.maximum.accumulate(asked[ahead])
-        fitting = np.searchsorted(width * np.arange(1, len(width) + 1), batch_rows, "right")
-        stop = start + max(1, int(fitting))
+        padded = width * np.arange(1, len(width) + 1)
+        padding = padded - np.cumsum(past[ahead] + asked[ahead])
+        fitting = np.searchsorted(padded, batch_rows, "right"), np.searchsorted(padding, most_padding, "right")
+        stop = start + max(1, int(min(fitting)))
         yield start, stop
         start = stop

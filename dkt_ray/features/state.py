@@ -334,9 +334,11 @@ class EncoderState:
         self, question: Coded, test: Coded | None = None, concepts: Coded | None = None
     ) -> tuple[Coded, Coded]:
         """Test and concepts of questions: as given where given, else as known, else from the id's form, else ""."""
-        implied = implied_test(question.values)
         found = [self._known_items.get(value, ("", "")) for value in question.values]
-        tests = np.array([known[0] or form for known, form in zip(found, implied, strict=True)], object)
+        tests = np.array([known[0] for known in found], object)
+        unknown = np.flatnonzero(tests == "")
+        if len(unknown):
+            tests[unknown] = implied_test(question.values[unknown])
         known_concepts = np.array([known[1] for known in found], object)
         return _fill(test, question, tests), _fill(concepts, question, known_concepts)
 

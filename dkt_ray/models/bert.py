@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from dkt_ray.features.batch import NO_ANSWER, SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
 from dkt_ray.models.dropout import Dropout, quicken
-from dkt_ray.models.layers import ANSWERS, RealBatchNorm, RowEmbedding, attend_tokens, places, table
+from dkt_ray.models.layers import (
+    ANSWERS,
+    RealBatchNorm,
+    RowEmbedding,
+    attend_tokens,
+    join_heads,
+    places,
+    split_heads,
+    table,
+)
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
 ATTENTION: Final = "dkt_visible_past"  # name of `visible_past` in the table of transformers
@@ -129,13 +138,28 @@ class Bert(Network):
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Logits of a right answer, [B, M]."""
-        T = batch.past_answer.shape[1]
-        states = self.encoder(
-            inputs_embeds=self.inputs(batch),
-            position_ids=places(T, batch.visible).clamp(max=positions(self.config) - 1),  # only padding lies beyond
-            visible=batch.visible,
-        ).last_hidden_state
-        return self.head(states[:, T:], batch.target_numbers)
+        states = encode(self.encoder, self.inputs(batch), batch.visible)
+        return self.head(states, batch.target_numbers)
+
+
+def encode(model: Any, tokens: Tensor, visible: Tensor) -> Tensor:
+    """What `BertModel` makes of the tokens [B, T + M, D] of both streams, those of the targets, [B, M, D].
+
+    Its last layer makes no others, as nobody reads them.
+    """
+    T, last_place = tokens.shape[1] - visible.shape[1], model.config.max_position_embeddings - 1
+    place = places(T, visible).clamp(max=last_place)  # only padding lies beyond
+    tokens = model.embeddings(inputs_embeds=tokens, position_ids=place)
+    *earlier, last = model.encoder.layer
+    for layer in earlier:
+        tokens = layer(tokens, visible=visible)
+    attention, asked = last.attention.self, tokens[:, T:]
+    query, key, value = (
+        split_heads(project(x), attention.num_attention_heads)
+        for project, x in ((attention.query, asked), (attention.key, tokens), (attention.value, tokens))
+    )
+    read = attend_tokens(query, key, value, visible, attention.dropout.p if last.training else 0.0)
+    return last.feed_forward_chunk(last.attention.output(join_heads(read), asked))
 
 
 def positions(config: BertConfig) -> int:
@@ -181,7 +205,7 @@ def visible_past(
 
     Args:
         query: [B, H, T + M, D / H], as key and value.
-        visible: [B, M] past rows that each target may read; handed through by `BertModel.forward`.
+        visible: [B, M] past rows that each target may read; handed through by transformers' layers.
         dropout: share of the weights that are dropped.
 
     Returns:

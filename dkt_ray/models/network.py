@@ -29,6 +29,7 @@ from dkt_ray.models.layers import RowEmbedding, Streams
 from dkt_ray.models.optimization import OptimizationConfig
 
 SCORE_ROWS: Final = 16_384  # padded rows per batch when scoring
+SCORE_PADDING: Final = 300  # rows: a forward pass on a CPU begins with what so many cost
 TARGETS_AT_ONCE: Final = 1_024  # of one student; attention over them is a matrix of targets and past rows
 
 
@@ -162,9 +163,10 @@ class Network(nn.Module, Model):
     @torch.inference_mode()
     def probabilities(self, past: FlatRows, targets: FlatRows, parts: Int64) -> Probabilities:
         """Score prepared segments ([S, 4]) that together hold each target once; [targets.rows]."""
-        self.eval()
+        if self.training:  # each module is told, which takes as long as a tenth of a request
+            self.eval()
         logits = torch.empty(targets.padding + 1, dtype=torch.float64, device=targets.ids.device)
-        for part in batches(parts, SCORE_ROWS):
+        for part in batches(parts, SCORE_ROWS, most_padding=SCORE_PADDING):
             batch = collate(past, targets, part)
             logits[batch.rows] = self(batch).double()  # padding has row -1: the last, cut off below
         return torch.sigmoid(logits[:-1]).cpu().numpy()

@@ -79,6 +79,22 @@ def test_batches_hold_every_segment_once_within_the_budget(shuffle, budget):
     assert (len(found) == 1) == (budget == 10_000)
 
 
+@pytest.mark.parametrize("most", [0, 30, 10_000])
+def test_a_batch_ends_where_padding_would_cost_more_than_another_one(most):
+    past = np.sort(np.random.default_rng(2).integers(0, 60, 50))
+    parts = np.stack([0 * past, past, 0 * past, 0 * past + 1], axis=1)
+    found = list(batches(parts[::-1], 10_000, most_padding=most))
+    assert sorted(map(tuple, np.concatenate(found))) == sorted(map(tuple, parts))
+
+    def padding(lengths):
+        return int((lengths.max() - lengths).sum())
+
+    for part, following in zip(found, [*found[1:], None], strict=True):
+        assert padding(part[:, 1]) <= most
+        if following is not None:  # no batch could have been longer
+            assert padding(np.append(part[:, 1], following[0, 1])) > most
+
+
 def test_shuffled_batches_depend_on_the_generator_alone():
     rows = rows_of([30, 7, 22, 41, 5, 18])
     parts = segments(rows, rows, 5)
