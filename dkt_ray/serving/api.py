@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Annotated, Final
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Query as Parameter
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from starlette.middleware import Middleware
 
 from dkt_ray import __version__
 from dkt_ray.data.query import Query
 from dkt_ray.serving import edge
 from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
 from dkt_ray.serving.counters import Counted, Counters, Tally
+from dkt_ray.serving.guard import Guard
+from dkt_ray.serving.keys import Keys
 from dkt_ray.serving.predictor import Predictor, describe
 from dkt_ray.serving.routes import PROBLEMS, Choose, Served, reply, scoring
 
 __all__ = ["Choose", "Served", "build_app"]
 
-DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_PAGE: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+DOCS_POLICY: Final = f"{_PAGE}; frame-ancestors 'none'"
 
 
 def build_app(
@@ -29,6 +34,7 @@ def build_app(
     score_sets: ScoreSets | None = None,
     challenger: Predictor | None = None,
     tallies: Sequence[Tally] = (),
+    keys: Callable[[], Keys | None] = lambda: None,
 ) -> FastAPI:
     """Make the app.
 
@@ -38,6 +44,7 @@ def build_app(
         score_sets: name -> questions of a set that `/v1/score` can be asked for.
         challenger: the other bundle that answers here while a rollout is under way.
         tallies: counts for `/metrics` beside those of the requests.
+        keys: asked once per request; None: everybody may do everything.
     """
     app = FastAPI(
         title="dkt-ray",
@@ -47,9 +54,12 @@ def build_app(
         redoc_url=None,
     )
     app.include_router(scoring(choose, score_sets or {}))
-    counters = Counters(tallies)
+    version, refused = choose(None).predictor.version, Counter[str]()
+    counters = Counters(
+        [*tallies, Tally("dkt_refused", "requests, by why the guard refused", version, ("why",), refused)]
+    )
     app.include_router(_reading(choose, challenger, counters))
-    edge.install(app, choose(None).predictor.version, names_requests)
+    edge.install(app, version, names_requests, Middleware(Guard, keys, refused))
     app.add_middleware(Counted, counters=counters)  # last, so outermost
     return app
 

@@ -1,6 +1,8 @@
-"""The HTTP edge: body limit, deadline, request id, version header, and errors as RFC 9457 problem details.
+"""The HTTP edge: body limit, deadline, request id, headers of every response, and errors as RFC 9457 problem details.
 
 No error repeats what was sent: a problem names the field and the kind of value found, never the value.
+
+Counted (outermost) -> Labels: who asks gets an id -> Guard: may he? -> Edge: limits -> the app
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from dkt_ray.errors import OverloadedError, UnavailableError
+from dkt_ray.serving import rights
 from dkt_ray.serving.contract import FieldError
 
 MAX_BODY: Final = 8 << 20  # bytes
@@ -34,6 +38,12 @@ VERSION: Final = "x-model-version"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RETRY_AFTER_S: Final = 1
 MAX_NAME: Final = 64  # characters of a field name that an error repeats
+SAFE: Final = {  # of every response that says nothing else; no HSTS, since this is plain HTTP
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -42,10 +52,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Edge:
-    """ASGI middleware: reads a body whole, up to the limit, before anything parses it, and labels every response.
-
-    A request whose deadline passes, or whose client goes away, is cancelled wherever it waits.
+class Labels:
+    """ASGI middleware: gives every request an id, and every response its headers.
 
     Args:
         version: the model's version, for responses that do not name one.
@@ -67,28 +75,51 @@ class Edge:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
-        started = False
-
         async def labelled(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 out = MutableHeaders(raw=message["headers"])
                 if self.names_requests:
                     out["x-request-id"] = request_id
                 out.setdefault(VERSION, self.version)
-                out["x-content-type-options"] = "nosniff"
+                for name, value in SAFE.items():
+                    out.setdefault(name, value)
                 message["headers"] = out.raw
             await send(message)
 
-        if refusal := _refusal(headers, scope, request_id):
-            await refusal(scope, receive, labelled)
+        await self.app(scope, receive, labelled)
+
+
+class Edge:
+    """ASGI middleware: reads a body whole, up to the limit, before anything parses it.
+
+    A request whose deadline passes, or whose client goes away, is cancelled wherever it waits.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
             return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        request_id = scope["state"]["request_id"]
+        if refusal := _refusal(headers, scope, request_id):
+            await refusal(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
         limit = asyncio.timeout(min(MAX_WAIT_S, int(headers.get(DEADLINE, MAX_WAIT_S * 1000)) / 1000))
         LIMIT.set(limit)
         try:
             async with limit:
-                await self._handle(scope, receive, labelled, limit)
+                await self._handle(scope, receive, watched, limit)
         except ClientDisconnect:
             return
         except TimeoutError:
@@ -96,7 +127,7 @@ class Edge:
                 raise
             if not started and limit.when() != GONE:
                 detail = "The request's deadline passed before its answer was there; nothing was changed, send it again"
-                await problem(HTTPStatus.GATEWAY_TIMEOUT, detail, scope["path"], request_id)(scope, receive, labelled)
+                await problem(HTTPStatus.GATEWAY_TIMEOUT, detail, scope["path"], request_id)(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, limit: asyncio.Timeout) -> None:
         body = await _read(receive)
@@ -116,9 +147,16 @@ def is_late() -> bool:
     return limit is not None and limit.expired() and limit.when() != GONE
 
 
-def install(app: FastAPI, version: str, names_requests: bool) -> None:
-    """Put the edge around an app and turn its errors into problem details."""
-    app.add_middleware(Edge, version=version, names_requests=names_requests)
+def install(app: FastAPI, version: str, names_requests: bool, guard: Middleware | None = None) -> None:
+    """Put the edge around an app and turn its errors into problem details.
+
+    Args:
+        guard: what decides who may ask, before a body is read.
+    """
+    app.add_middleware(Edge)
+    if guard is not None:
+        app.add_middleware(guard.cls, *guard.args, **guard.kwargs)
+    app.add_middleware(Labels, version=version, names_requests=names_requests)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(FieldError, _on_field)
     app.add_exception_handler(UnavailableError, _on_unavailable)
@@ -130,14 +168,14 @@ def install(app: FastAPI, version: str, names_requests: bool) -> None:
 def problem(
     status: HTTPStatus,
     detail: str,
-    instance: str,
+    path: str,
     request_id: str,
     errors: Sequence[Mapping[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Problem details (RFC 9457), with the request's id and the fields at fault."""
     content: dict[str, Any] = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
-    content |= {"instance": instance, "request_id": request_id}
+    content |= {"instance": rights.told(path), "request_id": request_id}
     if errors:
         content["errors"] = list(errors)
     return Response(json.dumps(content), status.value, headers, PROBLEM)
@@ -251,7 +289,7 @@ def _on_crash(request: Request, error: Exception) -> Response:
         request,
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "An error on our side; the log has it",
-        headers={"x-request-id": request_id},
+        headers=SAFE | {"x-request-id": request_id},  # made outside of `Labels`
     )
 
 

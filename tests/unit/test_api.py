@@ -291,7 +291,7 @@ def test_a_chunked_body_is_not_read_past_the_limit(predictor):
         "headers": [(b"content-type", b"application/json")],
     }
     app = build_app(lambda student: Served(predictor, answer))
-    asyncio.run(edge.Edge(app, predictor.version)(scope, receive, send))
+    asyncio.run(edge.Labels(edge.Edge(app), predictor.version)(scope, receive, send))
     assert sent[0]["status"] == 413
     assert read == edge.MAX_BODY + (1 << 20)
 

@@ -164,5 +164,5 @@ def test_a_server_that_has_lost_the_request_is_no_error_of_ours(body):
         await asyncio.Event().wait()
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
-    asyncio.run(edge.Edge(never, "v")(scope, receive, send))
+    asyncio.run(edge.Labels(edge.Edge(never), "v")(scope, receive, send))
     assert sent == []

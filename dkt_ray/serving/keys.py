@@ -1,0 +1,118 @@
+"""API keys: what is kept of them (`keys/keys.json` in the store), how one is recognised, made, rotated and revoked.
+
+A key is `dkt_<id>_<secret>`: the id finds it, a SHA-256 of the whole proves it. A secret has 256 random bits, which
+nobody guesses, so that a slow hash would protect nothing. One who is known by name may have two keys at a time: the new
+one is handed out and used, then the old one ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
+
+from pydantic import Field
+
+from dkt_ray.config import Config
+from dkt_ray.errors import ConfigError
+from dkt_ray.serving.rights import Role
+
+KEYS: Final = "keys/keys.json"
+MOST: Final = 2  # keys of one holder at a time
+NEVER: Final = "0" * 64  # the hash of no key
+FORM: Final = re.compile(r"dkt_([0-9a-f]{12})_[0-9a-f]{64}")
+
+Refusal = Literal["missing", "several", "unknown", "expired"]
+
+
+class Key(Config):
+    """One key, as it is kept."""
+
+    id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    made: datetime
+    expires: datetime | None = None
+
+
+class Holder(Config):
+    """Who has keys, and what they allow."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    role: Role = "read"
+    tenant: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    """Whose students these are; a key knows no others. Empty: the service has one platform only."""
+    rate: float = Field(default=50.0, gt=0)
+    """Requests per second, over all replicas."""
+    burst: int = Field(default=100, ge=1)
+    """Requests that may come at once after a pause."""
+    keys: tuple[Key, ...] = Field(default=(), max_length=MOST)
+
+
+class Keys(Config):
+    """All who have keys."""
+
+    holders: tuple[Holder, ...] = ()
+
+    def holder(self, text: str, now: float) -> Holder | Refusal:
+        """Whose key this is.
+
+        Args:
+            now: seconds since 1970.
+        """
+        form = FORM.fullmatch(text)
+        by_id = {key.id: (holder, key) for holder in self.holders for key in holder.keys}
+        found = by_id.get(form[1]) if form else None
+        kept = found[1].sha256 if found else NEVER
+        if not hmac.compare_digest(_sha256(text), kept) or found is None:
+            return "unknown"
+        holder, key = found
+        return "expired" if key.expires and key.expires.timestamp() <= now else holder
+
+    def named(self, name: str) -> Holder:
+        """Who has this name.
+
+        Raises:
+            ConfigError: nobody.
+        """
+        for holder in self.holders:
+            if holder.name == name:
+                return holder
+        known = ", ".join(each.name for each in self.holders) or "nobody"
+        raise ConfigError(f"name {name!r}: nobody is called so; there are keys of {known}; see `dkt keys`")
+
+    def put(self, holder: Holder) -> Keys:
+        """With a holder in the place of the one of that name, or after all others."""
+        before = {each.name: each for each in self.holders}
+        return Keys(holders=tuple((before | {holder.name: holder}).values()))
+
+    def without(self, name: str) -> Keys:
+        """Without the holder of that name."""
+        return Keys(holders=tuple(each for each in self.holders if each.name != name))
+
+
+def make(now: datetime, days: float | None) -> tuple[str, Key]:
+    """A new key, and what is kept of it.
+
+    Args:
+        days: how long it counts; None: until it is revoked.
+    """
+    text = f"dkt_{secrets.token_hex(6)}_{secrets.token_hex(32)}"
+    expires = None if days is None else now + timedelta(days=days)
+    return text, Key(id=text.split("_")[1], sha256=_sha256(text), made=now, expires=expires)
+
+
+def active(holder: Holder, now: datetime) -> tuple[Key, ...]:
+    """A holder's keys that have not expired."""
+    return tuple(key for key in holder.keys if key.expires is None or key.expires > now)
+
+
+def utc_now() -> datetime:
+    """The time, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
