@@ -7,10 +7,11 @@ Legend: M targets, K members.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,36 @@ from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.models.base import Model, Probabilities
 
 Rowwise = TypeVar("Rowwise", Histories, Targets)
-Ask = Callable[[Mapping[str, Model], Rows, Rows], dict[str, Probabilities]]  # members, past, targets -> who answered
 
 
-def ask_all(members: Mapping[str, Model], past: Rows, targets: Rows) -> dict[str, Probabilities]:
+class Member(Protocol):
+    """What is asked for an opinion."""
+
+    def score(self, past: Rows, targets: Rows) -> Probabilities:
+        """As `Model.score`."""
+
+
+Members = Mapping[str, Member]
+Ask = Callable[[Members, Rows, Rows], dict[str, Probabilities]]  # members, past, targets -> who answered
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A member whose time is taken, also where it fails."""
+
+    name: str
+    member: Member
+    seconds: dict[str, float]
+
+    def score(self, past: Rows, targets: Rows) -> Probabilities:
+        started = time.perf_counter()
+        try:
+            return self.member.score(past, targets)
+        finally:
+            self.seconds[self.name] = time.perf_counter() - started
+
+
+def ask_all(members: Members, past: Rows, targets: Rows) -> dict[str, Probabilities]:
     """Every member's probabilities: whoever trains, evaluates or verifies wants to hear of a member that fails."""
     return {name: model.score(past, targets) for name, model in members.items()}
 
@@ -39,6 +66,8 @@ class Scores:
     members: dict[str, Probabilities]  # [M] of each member
     unknown: npt.NDArray[np.bool_]  # [M] the training users did not answer this question often enough
     left_out: tuple[str, ...] = ()  # members that did not answer: the others did, with their weights made 1 again
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage; one object for all of a pass
+    waited: float = 0.0  # seconds until its batch was begun
 
     @property
     def spread(self) -> Probabilities:
@@ -64,10 +93,12 @@ class Scorer:
 
         A question's test and concepts are read from the request where given, else from the encoder's state.
         """
+        started = time.perf_counter()
         histories, targets = _described(histories, self.state), _described(targets, self.state)
         encoded = encode(histories, targets, self.state)
         assert encoded.targets is not None
-        return self._combine(encoded.past, encoded.targets, targets.question, ask)
+        seconds = {"encode": time.perf_counter() - started}
+        return self._combine(encoded.past, encoded.targets, targets.question, ask, seconds)
 
     def score_hidden(self, histories: Histories) -> Scores:
         """Score every row whose answer is hidden (-1), in the order of the histories: one encoding, no target rows."""
@@ -77,7 +108,7 @@ class Scorer:
         owners = np.searchsorted(histories.offsets, rows, "right") - 1
         counts = np.bincount(owners, minlength=len(histories.users))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return self._combine(past, past.take(rows, offsets), histories.question.take(rows), ask_all)
+        return self._combine(past, past.take(rows, offsets), histories.question.take(rows), ask_all, {})
 
     def score_queries(self, queries: Sequence[Query], ask: Ask = ask_all) -> list[Scores]:
         """Score many requests at once; each gets what it would get alone.
@@ -98,12 +129,16 @@ class Scorer:
                 answers[index] = scores.take(slice(*targets.offsets[position : position + 2]))
         return [answer for answer in answers if answer is not None]
 
-    def _combine(self, past: Rows, targets: Rows, question: Coded, ask: Ask) -> Scores:
-        members = ask(self.members, past, targets)
+    def _combine(self, past: Rows, targets: Rows, question: Coded, ask: Ask, seconds: dict[str, float]) -> Scores:
+        timed = {name: _Timed(name, member, seconds) for name, member in self.members.items()}
+        members = ask(timed, past, targets)
+        started = time.perf_counter()
         left_out = tuple(name for name in self.chain.members if name not in members)
         chain = self.chain.without(left_out) if left_out else self.chain
         columns = np.stack([members[name] for name in chain.members], axis=1)
-        return Scores(chain.apply(columns, targets.visible), members, self._unknown(question), left_out)
+        probability = chain.apply(columns, targets.visible)
+        seconds["blend"] = time.perf_counter() - started
+        return Scores(probability, members, self._unknown(question), left_out, seconds)
 
     def _unknown(self, question: Coded) -> npt.NDArray[np.bool_]:
         known = self.state.vocabularies["question"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import resources
 from typing import Annotated, Final
 
@@ -14,13 +14,14 @@ from starlette.middleware import Middleware
 
 from dkt_ray import __version__
 from dkt_ray.data.query import Query
-from dkt_ray.serving import edge
+from dkt_ray.serving import edge, series
 from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
-from dkt_ray.serving.counters import Counted, Counters, Tally
 from dkt_ray.serving.guard import Guard
 from dkt_ray.serving.keys import Keys
 from dkt_ray.serving.predictor import Predictor, describe
 from dkt_ray.serving.routes import PROBLEMS, Choose, Served, reply, scoring
+from dkt_ray.serving.series import tally
+from dkt_ray.serving.telemetry import Observed, Telemetry, traced
 
 __all__ = ["Choose", "Served", "build_app"]
 
@@ -33,7 +34,7 @@ def build_app(
     names_requests: bool = True,
     score_sets: ScoreSets | None = None,
     challenger: Predictor | None = None,
-    tallies: Sequence[Tally] = (),
+    telemetry: Telemetry | None = None,
     keys: Callable[[], Keys | None] = lambda: None,
 ) -> FastAPI:
     """Make the app.
@@ -43,7 +44,7 @@ def build_app(
         names_requests: whether responses get X-Request-Id here; false where a proxy in front does that.
         score_sets: name -> questions of a set that `/v1/score` can be asked for.
         challenger: the other bundle that answers here while a rollout is under way.
-        tallies: counts for `/metrics` beside those of the requests.
+        telemetry: where the requests are told of; None: in `/metrics` and the log.
         keys: asked once per request; None: everybody may do everything.
     """
     app = FastAPI(
@@ -53,18 +54,17 @@ def build_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(scoring(choose, score_sets or {}))
+    telemetry = telemetry or Telemetry.alone()
     version, refused = choose(None).predictor.version, Counter[str]()
-    counters = Counters(
-        [*tallies, Tally("dkt_refused", "requests, by why the guard refused", version, ("why",), refused)]
-    )
-    app.include_router(_reading(choose, challenger, counters))
+    telemetry.meters.ask(tally(series.REFUSED, refused))
+    app.include_router(scoring(traced(choose, telemetry), score_sets or {}))
+    app.include_router(_reading(choose, challenger, telemetry))
     edge.install(app, version, names_requests, Middleware(Guard, keys, refused))
-    app.add_middleware(Counted, counters=counters)  # last, so outermost
+    app.add_middleware(Observed, telemetry=telemetry)  # last, so outermost
     return app
 
 
-def _reading(choose: Choose, challenger: Predictor | None, counters: Counters) -> APIRouter:
+def _reading(choose: Choose, challenger: Predictor | None, telemetry: Telemetry) -> APIRouter:
     router = APIRouter()
     predictor, answer = choose(None)
     rows = predictor.catalogue.rows
@@ -92,8 +92,9 @@ def _reading(choose: Choose, challenger: Predictor | None, counters: Counters) -
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Counters of this replica as Prometheus text; those of all replicas are on Ray's metrics port."""
-        return counters.response()
+        """Series of this replica as Prometheus text; those of all replicas are on Ray's metrics port."""
+        telemetry.meters.collect()
+        return telemetry.counters.response()
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

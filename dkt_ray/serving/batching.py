@@ -11,7 +11,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
@@ -24,6 +24,7 @@ ScoreAll = Callable[[Sequence[Query]], list[Scores]]
 class _Waiting:
     query: Query
     answer: asyncio.Future[Scores]
+    since: float = field(default_factory=time.perf_counter)
 
 
 class Batcher:
@@ -34,14 +35,23 @@ class Batcher:
         max_queries: queries in one batch.
         max_rows: interactions and targets in one batch; a larger query is scored alone.
         max_waiting_rows: interactions and targets that wait for a batch; a query beyond that is refused.
+        tell: hears how many queries each batch had.
     """
 
-    def __init__(self, score: ScoreAll, max_queries: int, max_rows: int, max_waiting_rows: int) -> None:
+    def __init__(
+        self,
+        score: ScoreAll,
+        max_queries: int,
+        max_rows: int,
+        max_waiting_rows: int,
+        tell: Callable[[int], None] = lambda queries: None,
+    ) -> None:
         self.counts: Counter[str] = Counter()  # batches; queries scored, failed, refused, dropped (nobody waited)
         self._score = score
         self._max_queries = max_queries
         self._max_rows = max_rows
         self._max_waiting_rows = max_waiting_rows
+        self._tell = tell
         self._waiting: OrderedDict[_Waiting, None] = OrderedDict()
         self._waiting_rows = 0
         self._thread = ThreadPoolExecutor(1, "score")
@@ -110,6 +120,7 @@ class Batcher:
         self.counts["dropped"] += len(batch) - len(asked)
         if not asked:
             return
+        begun = time.perf_counter()
         try:
             scores = await loop.run_in_executor(self._thread, self._score, [each.query for each in asked])
         except Exception as error:  # noqa: BLE001 - the border of the replica: whoever asked gets it
@@ -121,9 +132,10 @@ class Batcher:
                 await self._answer([each])
             return
         self.counts.update(batches=1, scored=len(asked))
+        self._tell(len(asked))
         for each, answer in zip(asked, scores, strict=True):
             if not each.answer.done():
-                each.answer.set_result(answer)
+                each.answer.set_result(replace(answer, waited=begun - each.since))
 
 
 def _fail(waiting: _Waiting, error: Exception) -> None:

@@ -11,13 +11,14 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from pydantic import Field
 
 from dkt_ray.config import Config
+from dkt_ray.ensemble.scorer import Member, Members
 from dkt_ray.features.batch import Rows
-from dkt_ray.models.base import Model, Probabilities
+from dkt_ray.models.base import Probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Breakers:
         self._failures: Counter[str] = Counter()  # in a row
         self._rests_until: dict[str, float] = {}
 
-    def __call__(self, members: Mapping[str, Model], past: Rows, targets: Rows) -> dict[str, Probabilities]:
+    def __call__(self, members: Members, past: Rows, targets: Rows) -> dict[str, Probabilities]:
         """The probabilities of the members that answered."""
         now = self._clock()
         resting = {name for name in members if self._rests_until.get(name, now) > now}
@@ -59,7 +60,7 @@ class Breakers:
         self.counts.update((name, "resting") for name in resting - set(answers))
         return {name: answers[name] for name in members if name in answers}
 
-    def _ask(self, members: Mapping[str, Model], past: Rows, targets: Rows) -> dict[str, Probabilities]:
+    def _ask(self, members: Members, past: Rows, targets: Rows) -> dict[str, Probabilities]:
         answers = {}
         limit_s = self._config.member_timeout_s * max(1.0, (past.rows + targets.rows) / 1000)
         for name, model in members.items():
@@ -82,7 +83,7 @@ class Breakers:
             logger.warning("member %s is not asked for %g s (%s)", name, self._config.rest_s, failure)
 
 
-def _answer(name: str, model: Model, past: Rows, targets: Rows) -> tuple[Probabilities | None, str | None]:
+def _answer(name: str, model: Member, past: Rows, targets: Rows) -> tuple[Probabilities | None, str | None]:
     """A member's probabilities, or None and what went wrong; the log gets no value of the request."""
     try:
         found = model.score(past, targets)

@@ -17,18 +17,23 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
+from dkt_ray import log
 from dkt_ray.config import Config
 from dkt_ray.errors import DktError
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
+from dkt_ray.serving import series
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
-from dkt_ray.serving.counters import Tally
+from dkt_ray.serving.counters import Counters
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.ray_series import RaySeries
+from dkt_ray.serving.series import SHORT, Meters, tally
 from dkt_ray.serving.split import Split
+from dkt_ray.serving.telemetry import Telemetry
 from dkt_ray.serving.traffic import Findings, Traffic
 from dkt_ray.storage import open_store
 
@@ -74,6 +79,8 @@ class ServeArgs(Config):
     """How long a replica that leaves may finish its requests."""
     breaker: BreakerConfig = BreakerConfig()
     """When a member of the ensemble that fails is left out."""
+    access_log: bool = True
+    """A line of JSON per request on each replica's stderr, which Ray keeps among its logs."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ServeArgs:
@@ -94,8 +101,9 @@ class Replica:
         keep_on_loopback()
         _one_thread()
         self._args = args.model_copy(update={"bundle": digest, "challenger": challenger})
+        log.configure(json=True)
         self._batchers: list[Batcher] = []
-        self._tallies: list[Tally] = []
+        self._telemetry = _telemetry(args)
         self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
 
     def _load(self, digest: str) -> Served:
@@ -104,12 +112,14 @@ class Replica:
         predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
         breakers = Breakers(args.breaker)  # the golden requests tolerated nothing
         answer = partial(predictor.answer, ask=breakers)
-        batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows)
+        meters, short = self._telemetry.meters, digest[:SHORT]
+        tell = partial(meters.add, series.BATCH_QUERIES)
+        batcher = Batcher(
+            answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows, lambda queries: tell(queries, short)
+        )
         self._batchers.append(batcher)
-        self._tallies += [
-            Tally("dkt_batching", "batches, and queries by what became of them", digest, ("what",), batcher.counts),
-            Tally("dkt_left_out", "batches without a member, by reason", digest, ("member", "why"), breakers.counts),
-        ]
+        meters.ask(tally(series.BATCHING, batcher.counts, short))
+        meters.ask(tally(series.LEFT_OUT, breakers.counts, short))
         logger.info("bundle %s is ready", digest)
         return Served(predictor, batcher)
 
@@ -120,7 +130,7 @@ class Replica:
             names_requests=False,  # Serve's proxy does
             score_sets=self._args.score_sets,
             challenger=self._split.challenger,
-            tallies=self._tallies,
+            telemetry=self._telemetry,
         )
 
     def direct(self, traffic: Traffic) -> Findings:
@@ -132,7 +142,8 @@ class Replica:
         return self._args
 
     def check_health(self) -> None:
-        """Raise when scoring hangs: a thread cannot be stopped, a replica can."""
+        """Raise when scoring hangs: a thread cannot be stopped, a replica can. Serve asks every few seconds."""
+        self._telemetry.meters.collect()
         busy_s = max(batcher.busy_s for batcher in self._batchers)
         if busy_s > STUCK_S:
             raise ReplicaError(f"one batch has been running for {busy_s:.0f} s")
@@ -174,6 +185,13 @@ def application(args: ServeArgs, surge: bool = True) -> Application:
     absolute = args.model_copy(update={"store": registry.store.url})  # replicas have working folders of their own
     challenger = resolve(registry, args.challenger) if args.challenger else None
     return deployment.bind(absolute, resolve(registry, args.bundle), challenger)
+
+
+def _telemetry(args: ServeArgs) -> Telemetry:
+    """What this replica counts is exported by Ray as well."""
+    counters = Counters()
+    replica = serve.get_replica_context().replica_id.unique_id
+    return Telemetry(counters, Meters(counters, RaySeries()), args.access_log, replica)
 
 
 def _one_thread() -> None:

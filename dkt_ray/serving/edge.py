@@ -2,7 +2,7 @@
 
 No error repeats what was sent: a problem names the field and the kind of value found, never the value.
 
-Counted (outermost) -> Labels: who asks gets an id -> Guard: may he? -> Edge: limits -> the app
+Observed (outermost) -> Labels: who asks gets an id -> Guard: may he? -> Edge: limits -> the app
 """
 
 from __future__ import annotations

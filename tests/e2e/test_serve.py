@@ -1,11 +1,14 @@
 """Real Serve over HTTP: what it answers, what it refuses, where it listens; test_reliability.py is about load."""
 
+import json
+import time
 from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+import ray
 import yaml
 from ray._common.utils import import_attr
 
@@ -13,6 +16,7 @@ from benchmarks import ledger
 from benchmarks.serving_sides import free_port
 from dkt_ray.errors import RolloutError
 from dkt_ray.registry.clean_process import Footprint
+from dkt_ray.serving import series
 from tests.bad_bundles import BAD
 from tests.reliability.world import tiny
 
@@ -44,6 +48,60 @@ def test_the_first_rollout_starts_the_service(world, http):
     np.testing.assert_allclose(found, expected.probability, rtol=0, atol=1e-9)
     for path in ("/livez", "/readyz", "/openapi.json", "/docs", "/v1/models", "/v1/questions", "/metrics"):
         assert http.get(path).status_code == 200
+
+
+def test_ray_exports_every_series_and_keeps_a_log_line_without_ids(world, http):
+    """What the dashboard and the alerts read, and what Ray and Serve themselves write beside our own line."""
+    canary = "canary93c1"
+    http.post("/v1/predict", json=world.bodies[0] | {"student": canary})
+    http.get(f"/v1/{canary}")
+    sent = http.post("/v1/predict", json=world.bodies[0] | {"targets": [canary]})
+    node = ray.nodes()[0]
+    port = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    counted = [
+        f"ray_{name}"
+        for each in (
+            series.REQUESTS,
+            series.REQUEST_SECONDS,
+            series.STAGE_SECONDS,
+            series.BATCHING,
+            series.BATCH_QUERIES,
+            series.SPREAD,
+            series.SCORES,
+            series.UNKNOWN,
+        )
+        for name in each.exposed
+    ]
+    text = wait_until(
+        lambda: next(
+            (text for text in [httpx.get(port, trust_env=False).text] if all(f"{name}{{" in text for name in counted)),
+            None,
+        )
+    )
+    assert f'bundle="{world.digests[0][: series.SHORT]}"' in text
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    request_id = sent.headers["x-request-id"]
+
+    def line():
+        found = [
+            line for path in logs.glob("worker-*.err") for line in path.read_text().splitlines() if request_id in line
+        ]
+        return next((json.loads(each) for each in found if each.startswith("{")), None)
+
+    told = wait_until(line)
+    assert (told["route"], told["status"], told["targets"]) == ("/v1/predict", 200, 1)
+    assert told["replica"]
+    assert canary not in text
+    assert [path for path in logs.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()] == []
+
+
+def wait_until(found, limit_s=120):
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.5)
+    raise AssertionError(f"not within {limit_s} s")
 
 
 def test_bad_requests_keep_their_meaning_behind_serve(http):

@@ -7,8 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from dkt_ray.serving import series
 from dkt_ray.serving.api import Served, build_app
-from dkt_ray.serving.counters import Counted, Counters, Tally
+from dkt_ray.serving.series import tally
+from dkt_ray.serving.telemetry import Observed, Telemetry
 from tests.requests import post
 
 
@@ -58,20 +60,21 @@ def test_a_request_whose_client_has_gone_is_counted_as_such():
     async def cancelled(scope, receive, send):
         raise asyncio.CancelledError
 
-    counters = Counters()
+    telemetry = Telemetry.alone()
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(Counted(cancelled, counters)({"type": "http"}, None, None))
-    assert b'dkt_requests_total{route="other",status="499"} 1.0' in counters.response().body
+        asyncio.run(Observed(cancelled, telemetry)({"type": "http"}, None, None))
+    assert b'dkt_requests_total{route="other",status="499"} 1.0' in telemetry.counters.response().body
 
 
 def test_the_tallies_of_others_are_read_when_asked_for(predictor):
-    batching, left_out = Counter(scored=2), Counter()
-    tallies = [
-        Tally("dkt_batching", "text", "abc", ("what",), batching),
-        Tally("dkt_batching", "text", "def", ("what",), Counter(scored=9)),
-        Tally("dkt_left_out", "text", "abc", ("member", "why"), left_out),
-    ]
-    with TestClient(build_app(lambda student: Served(predictor, None), tallies=tallies)) as client:
+    batching, left_out, telemetry = Counter(scored=2), Counter(), Telemetry.alone()
+    for told in (
+        tally(series.BATCHING, batching, "abc"),
+        tally(series.BATCHING, Counter(scored=9), "def"),
+        tally(series.LEFT_OUT, left_out, "abc"),
+    ):
+        telemetry.meters.ask(told)
+    with TestClient(build_app(lambda student: Served(predictor, None), telemetry=telemetry)) as client:
         assert samples(client)["dkt_batching_total", ("bundle", "abc"), ("what", "scored")] == 2
         batching["scored"] += 5
         left_out["akt", "slow"] += 1

@@ -19,6 +19,7 @@ SHELL = {
     "dkt_ray.serving.deployments",
     "dkt_ray.serving.loopback",
     "dkt_ray.serving.preflight",
+    "dkt_ray.serving.ray_series",
     "dkt_ray.serving.rollback",
     "dkt_ray.serving.rollout",
     "dkt_ray.serving.service",

@@ -1,0 +1,154 @@
+"""What a service tells of its requests: series, the access log, and `Server-Timing`.
+
+No id, question or answer of a request is in any of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from starlette.datastructures import MutableHeaders
+
+from dkt_ray.data.query import Query
+from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.privacy import Privacy
+from dkt_ray.serving import series
+from dkt_ray.serving.counters import Counters
+from dkt_ray.serving.edge import App, Message, Receive, Scope, Send
+from dkt_ray.serving.routes import Choose, Served
+from dkt_ray.serving.series import SHORT, Meters
+from dkt_ray.serving.trace import TRACE, Trace, current
+
+access = logging.getLogger("dkt_ray.access")
+
+CLIENT_GONE: Final = 499  # no response was begun
+TIMING: Final = "server-timing"
+TENTHS: Final = tuple(f"{tenth / 10:.1f}" for tenth in range(10))
+
+
+@dataclass(frozen=True, eq=False)
+class Telemetry:
+    """Where one replica tells what it does."""
+
+    counters: Counters = field(default_factory=Counters)
+    """What `/metrics` shows."""
+    meters: Meters = field(default_factory=Meters)
+    """Where everything is counted: `counters`, and where Ray runs its exporter."""
+    access_log: bool = True
+    """Whether each request has a line in the log."""
+    replica: str = ""
+    """Its name, for the log."""
+
+    @classmethod
+    def alone(cls) -> Telemetry:
+        """Without Ray."""
+        counters = Counters()
+        return cls(counters, Meters(counters))
+
+    def scored(self, bundle: str, query: Query, scores: Scores) -> None:
+        """A query has its answer."""
+        current().scored(bundle, query, scores)
+        add, short = self.meters.add, bundle[:SHORT]
+        add(series.COLD_STARTS, not query.question, short)
+        add(series.UNKNOWN, int(scores.unknown.sum()), short)
+        if scores.members:
+            add(series.SPREAD, float(scores.spread.mean()), short)
+        tenths = np.bincount(np.minimum((scores.probability * 10).astype(np.int64), 9), minlength=10)
+        for tenth, count in zip(TENTHS, tenths.tolist(), strict=True):
+            add(series.SCORES, count, short, tenth)
+
+    def ended(self, trace: Trace, status: int, seconds: float) -> None:
+        """A request has ended."""
+        self.meters.add(series.REQUESTS, 1, trace.route, str(status))
+        self.meters.add(series.REQUEST_SECONDS, seconds, trace.route)
+        for stage, part in trace.stages.items():
+            self.meters.add(series.STAGE_SECONDS, part, stage)
+        if self.access_log and access.isEnabledFor(logging.INFO):
+            access.info("request", extra=_line(trace, status, seconds) | {"replica": self.replica})
+
+
+def traced(choose: Choose, telemetry: Telemetry) -> Choose:
+    """The same choice; what is scored for a request is noted."""
+
+    def chosen(student: str | None) -> Served:
+        served = choose(student)
+        bundle = served.predictor.version
+
+        async def answer(query: Query) -> Scores:
+            scores = await served.answer(query)
+            telemetry.scored(bundle, query, scores)
+            return scores
+
+        return served._replace(answer=answer)
+
+    return chosen
+
+
+class Observed:
+    """ASGI middleware, the outermost: every request is told of, also those that the edge refuses."""
+
+    def __init__(self, app: App, telemetry: Telemetry) -> None:
+        self.app = app
+        self.telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status, trace = time.perf_counter(), CLIENT_GONE, Trace(scope)
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if trace.passes:
+                    headers = MutableHeaders(raw=message["headers"])
+                    headers[TIMING] = server_timing(trace.stages | {"total": time.perf_counter() - started})
+                    message["headers"] = headers.raw
+            await send(message)
+
+        here = TRACE.set(trace)
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            status = 500  # made outside of this
+            raise
+        finally:
+            TRACE.reset(here)
+            self.telemetry.ended(trace, status, time.perf_counter() - started)
+
+
+def server_timing(stages: dict[str, float]) -> str:
+    """The header's value (W3C Server Timing): milliseconds by stage."""
+    return ", ".join(f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in stages.items())
+
+
+def _line(trace: Trace, status: int, seconds: float) -> dict[str, object]:
+    """Fields of the access log."""
+    state = trace.scope.get("state", {})
+    line: dict[str, object] = {
+        "request_id": state.get("request_id", ""),
+        "route": trace.route,
+        "status": status,
+        "ms": round(1000 * seconds, 2),
+    }
+    if trace.passes:
+        line |= {
+            "queue_ms": round(1000 * trace.waited, 2),
+            "bundle": ",".join(sorted(bundle[:SHORT] for bundle in trace.bundles)),
+            "events": trace.events,
+            "targets": trace.targets,
+        }
+    if name := getattr(state.get("caller"), "name", ""):
+        line["caller"] = name
+    if len(trace.users) == 1:
+        [user] = trace.users
+        line["user"] = Privacy.of_environment().mark(user)[:SHORT]
+    elif trace.users:
+        line["users"] = len(trace.users)
+    return line
