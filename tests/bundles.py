@@ -14,7 +14,7 @@ from dkt_ray.ensemble.chain import Chain
 from dkt_ray.features.encoder import EncoderConfig, EncoderState, encode, fit_histories, moments
 from dkt_ray.models.base import Model
 from dkt_ray.models.catalog import CATALOG
-from dkt_ray.registry import bundle
+from dkt_ray.registry import bundle, catalogue, profile
 from dkt_ray.training.fit import TrainingData
 from dkt_ray.training.fit import fit as train
 
@@ -93,5 +93,6 @@ def build(folder: Path, members: dict[str, Path], weights: dict[str, float] | No
         members={family: {"auc": 0.7} for family in members},
         metrics={"auc": 0.71, "auc_interval": [0.65, 0.77]},
     )
-    chain = Chain.weighted(weights or WEIGHTS)
-    return bundle.build(folder, world().state, members, chain, provenance, world().histories.users)
+    chain, state, histories = Chain.weighted(weights or WEIGHTS), world().state, world().histories
+    looked = profile.of_training(histories, catalogue.Catalogue(catalogue.table(state)))
+    return bundle.build(folder, state, members, chain, provenance, histories.users, looked)

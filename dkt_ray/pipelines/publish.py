@@ -16,17 +16,16 @@ from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines.stored_chain import read_chain
-from dkt_ray.registry import bundle, catalogue
+from dkt_ray.registry import bundle, catalogue, profile
 from dkt_ray.registry.bundle import Provenance
 from dkt_ray.registry.store import Registry
 from dkt_ray.storage import Store, open_store
+from dkt_ray.training.protocol import Scored, align_members, oof_key
 
 logger = logging.getLogger(__name__)
 
-MASTERY_USERS: Final = 2000  # training users among whom they are sampled
-MASTERY_SAMPLE: Final = (
-    300  # right answers of training users that are checked for lowering the mastery of their concept
-)
+SAMPLED_USERS: Final = 2000  # training users who are looked at for the mastery and the profile
+MASTERY_SAMPLE: Final = 300  # right answers of theirs that are checked for lowering the mastery of their concept
 
 
 class PublishConfig(Config):
@@ -94,6 +93,10 @@ def _build(
     for name, path in members.items():
         path.mkdir(parents=True)
         run.download(f"members/{name}/model", path)
+    sample, questions = dataset.sample(SAMPLED_USERS), catalogue.Catalogue(catalogue.table(dataset.state))
+    scorer = Scorer(dataset.state, {name: member.load(path) for name, path in members.items()}, chain)
+    probes = questions.probes(questions.concepts)
+    lowered = lowered_share(scorer, sample, probes, MASTERY_SAMPLE, seed=0)
     provenance = Provenance(
         dataset=dataset.name,
         dataset_fingerprint=dataset.manifest.fingerprint,
@@ -101,18 +104,18 @@ def _build(
         protocol_fingerprint=blend["fingerprint"],
         members={name: dict(fact) for name, fact in facts.items()},
         blend={"method": blend["method"]},
-        metrics=dict(blend["metrics"]) | {"mastery_lowered": _mastery_lowered(dataset, members, chain)},
+        metrics=dict(blend["metrics"]) | {"mastery_lowered": lowered},
     )
     users = _training_users(dataset)
-    return bundle.build(folder / "bundle", dataset.state, members, chain, provenance, users)
+    looked = profile.of_training(sample, questions, _held_out(run, chain))
+    return bundle.build(folder / "bundle", dataset.state, members, chain, provenance, users, looked)
 
 
-def _mastery_lowered(dataset: Dataset, members: Mapping[str, Path], chain: Chain) -> float | None:
-    """Share of right answers after which the ensemble thinks less of the concept; see `ensemble.mastery`."""
-    scorer = Scorer(dataset.state, {name: member.load(folder) for name, folder in members.items()}, chain)
-    questions = catalogue.Catalogue(catalogue.table(dataset.state))
-    histories = dataset.sample(MASTERY_USERS)
-    return lowered_share(scorer, histories, questions.probes(questions.concepts), MASTERY_SAMPLE, seed=0)
+def _held_out(run: Store, chain: Chain) -> profile.Floats:
+    """[N] what the ensemble says of the rows that its members were not fitted on."""
+    scored = {name: Scored.from_table(run.read_table(oof_key(name)), f"member {name}") for name in chain.members}
+    rows, columns = align_members(scored)
+    return chain.apply(columns, rows.position)
 
 
 def _training_users(dataset: Dataset) -> Iterator[str]:

@@ -6,6 +6,7 @@
     members/<name>/     one folder per member, as `ensemble.member.save` wrote it
     chain.json          what makes one probability of the members': a combination, and a calibrator
     golden.json         32 made-up requests with the answers that this bundle gave when it was made
+    profile.json        what the training data looked like, in bundles since it is there
     users.txt           keyed hashes of the training users, only where DKT_PRIVACY_KEY is set
 
 The digest is the SHA-256 of the bytes of manifest.json, hence of everything. The same inputs give the same digest.
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,6 +40,10 @@ from dkt_ray.features.encoder import ID_COLUMNS, EncoderState
 from dkt_ray.models.base import Model
 from dkt_ray.privacy import PRIVACY_KEY, Privacy
 from dkt_ray.registry import catalogue, golden
+from dkt_ray.registry import profile as profiles
+from dkt_ray.registry.profile import Profile
+
+C = TypeVar("C", bound=Config)
 
 SCHEMA_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
@@ -102,6 +107,8 @@ class Bundle:
     manifest: Manifest
     scorer: Scorer
     catalogue: catalogue.Catalogue
+    profile: Profile | None = None
+    """What the training data looked like; None: an earlier release made the bundle."""
 
 
 def build(
@@ -111,6 +118,7 @@ def build(
     chain: Chain,
     provenance: Provenance,
     users: Iterable[str] = (),
+    profile: Profile | None = None,
 ) -> str:
     """Write a bundle into an empty folder.
 
@@ -119,6 +127,7 @@ def build(
         members: name -> folder that `ensemble.member.save` wrote.
         chain: combines exactly these members.
         users: training users; stored only as HMAC-SHA256 under the key in DKT_PRIVACY_KEY.
+        profile: what the training data looked like.
 
     Returns:
         The digest.
@@ -135,6 +144,8 @@ def build(
     for family, source in members.items():
         shutil.copytree(source, folder / "members" / family)
     _write_json(folder / CHAIN, chain.model_dump(mode="json"))
+    if profile is not None:
+        _write_json(folder / profiles.FILE, profile.model_dump(mode="json"))
     users_note = _write_users(folder, users)
     _check_finite(folder)
     scorer = _load_scorer(folder)
@@ -204,7 +215,7 @@ def load(folder: Path, digest: str | None = None) -> Bundle:
         if listed != here:
             raise BundleError(f"{folder / MANIFEST}: {name} is {listed}, the state or this package has {here}")
     questions = catalogue.Catalogue(pq.read_table(folder / catalogue.FILE))
-    return Bundle(digest_of(folder), folder, manifest, scorer, questions)
+    return Bundle(digest_of(folder), folder, manifest, scorer, questions, _profile(folder))
 
 
 def verify(folder: Path, digest: str | None = None) -> Bundle:
@@ -238,7 +249,7 @@ def code_digest() -> str:
 
 
 def _load_scorer(folder: Path) -> Scorer:
-    chain = _chain(folder)
+    chain = _read(Chain, folder / CHAIN)
     present = sorted(path.name for path in (folder / "members").glob("*"))
     if present != sorted(chain.members):
         raise BundleError(f"{folder / 'members'}: found {present}, {CHAIN} combines {sorted(chain.members)}")
@@ -256,10 +267,14 @@ def _load_member(folder: Path, state: EncoderState) -> Model:
     return model
 
 
-def _chain(folder: Path) -> Chain:
-    path = folder / CHAIN
+def _profile(folder: Path) -> Profile | None:
+    path = folder / profiles.FILE
+    return _read(Profile, path) if path.exists() else None
+
+
+def _read(kind: type[C], path: Path) -> C:
     try:
-        return config.build(Chain, _read_json(path))
+        return config.build(kind, _read_json(path))
     except ConfigError as error:
         raise BundleError(f"{path}: {error}") from None
 

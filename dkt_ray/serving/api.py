@@ -18,6 +18,7 @@ from dkt_ray.serving import edge, series
 from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
 from dkt_ray.serving.guard import Guard
 from dkt_ray.serving.keys import Keys
+from dkt_ray.serving.monitoring import monitoring
 from dkt_ray.serving.predictor import Predictor, describe
 from dkt_ray.serving.routes import PROBLEMS, Choose, Served, reply, scoring
 from dkt_ray.serving.series import tally
@@ -59,6 +60,10 @@ def build_app(
     telemetry.meters.ask(tally(series.REFUSED, refused))
     app.include_router(scoring(traced(choose, telemetry), score_sets or {}))
     app.include_router(_reading(choose, challenger, telemetry))
+    for each in (choose(None).predictor, challenger):
+        if each is not None:
+            telemetry.watch(each)
+    app.include_router(monitoring(choose(None).predictor, telemetry))
     edge.install(app, version, names_requests, Middleware(Guard, keys, refused))
     app.add_middleware(Observed, telemetry=telemetry)  # last, so outermost
     return app

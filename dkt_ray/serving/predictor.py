@@ -15,6 +15,7 @@ from dkt_ray.ensemble.scorer import Ask, Scores, ask_all
 from dkt_ray.registry import bundle
 from dkt_ray.registry.bundle import Bundle, Manifest
 from dkt_ray.registry.catalogue import Catalogue
+from dkt_ray.registry.profile import Profile
 
 
 class Predictor:
@@ -72,6 +73,11 @@ class Predictor:
     def catalogue(self) -> Catalogue:
         """The questions that the bundle knows."""
         return self._bundle.catalogue
+
+    @property
+    def profile(self) -> Profile | None:
+        """What the training data looked like, where the bundle says so."""
+        return self._bundle.profile
 
     def score(self, histories: Histories, targets: Targets) -> Scores:
         """Probability of a right answer to each target after its user's history; see `Scorer.score`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,9 +17,12 @@ from starlette.datastructures import MutableHeaders
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.privacy import Privacy
-from dkt_ray.serving import series
+from dkt_ray.registry.profile import difficulties
+from dkt_ray.serving import drift, series
 from dkt_ray.serving.counters import Counters
+from dkt_ray.serving.drift import Drift
 from dkt_ray.serving.edge import App, Message, Receive, Scope, Send
+from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.routes import Choose, Served
 from dkt_ray.serving.series import SHORT, Meters
 from dkt_ray.serving.trace import TRACE, Trace, current
@@ -42,6 +46,8 @@ class Telemetry:
     """Whether each request has a line in the log."""
     replica: str = ""
     """Its name, for the log."""
+    drifts: dict[str, Drift] = field(default_factory=dict)
+    """Of the bundles that answer here, where they have a profile."""
 
     @classmethod
     def alone(cls) -> Telemetry:
@@ -49,9 +55,18 @@ class Telemetry:
         counters = Counters()
         return cls(counters, Meters(counters))
 
+    def watch(self, predictor: Predictor) -> None:
+        """Compare what a bundle is asked with what it was trained on."""
+        if predictor.profile is not None:
+            made = self.drifts[predictor.version] = Drift(predictor.profile, difficulties(predictor.catalogue))
+            self.meters.ask(partial(drift.tell, predictor.version[:SHORT], made))
+
     def scored(self, bundle: str, query: Query, scores: Scores) -> None:
         """A query has its answer."""
-        current().scored(bundle, query, scores)
+        trace = current()
+        trace.scored(bundle, query, scores)
+        if bundle in self.drifts and trace.route in drift.ROUTES:
+            self.drifts[bundle].add(query, scores)
         add, short = self.meters.add, bundle[:SHORT]
         add(series.COLD_STARTS, not query.question, short)
         add(series.UNKNOWN, int(scores.unknown.sum()), short)

@@ -1,0 +1,52 @@
+"""The routes that say how the bundles are doing."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import APIRouter, HTTPException, Response
+from pydantic import BaseModel, Field
+
+from dkt_ray.serving import edge
+from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.routes import reply
+from dkt_ray.serving.telemetry import Telemetry
+
+
+class Quantity(BaseModel):
+    """One quantity of requests beside that of training."""
+
+    index: float | None = Field(
+        description="population stability index: about 0 where equal, > 0.25: look; null: too few"
+    )
+    values: float = Field(description="how many values it is of; one of 2,000 queries ago counts half")
+    edges: list[float]
+    training: list[float] = Field(description="share below the first edge, between edges, and from the last one on")
+    requests: list[float]
+
+
+class DriftResponse(BaseModel):
+    """What this replica was asked of late, beside what its bundle was trained on."""
+
+    model_version: str
+    quantities: dict[str, Quantity]
+
+
+def monitoring(predictor: Predictor, telemetry: Telemetry) -> APIRouter:
+    """The routes, for the bundle that the alias points to."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get(
+        "/drift",
+        response_model=DriftResponse,
+        responses={404: {"description": "the bundle has no profile", "content": {edge.PROBLEM: {}}}},
+    )
+    async def drift() -> Response:
+        """Whether requests look like the training data; of the one replica that answers."""
+        found = telemetry.drifts.get(predictor.version)
+        if found is None:
+            detail = "The bundle has no profile of its training data: an earlier release made it; publish its run again"
+            raise HTTPException(HTTPStatus.NOT_FOUND, detail)
+        return reply({"model_version": predictor.version, "quantities": found.report()})
+
+    return router
