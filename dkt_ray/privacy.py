@@ -50,6 +50,13 @@ class Privacy:
         scoped = f"{tenant}\0{user_id}".encode()  # no id holds a NUL: the API refuses it
         return f"u_{hmac.new(self.key, scoped, hashlib.sha256).hexdigest()[:32]}"
 
+    def event(self, event_id: str, tenant: str = "") -> str:
+        """The id under which an event is stored: platforms put the names of users into them."""
+        if self.key is None:
+            return event_id
+        scoped = f"event\0{tenant}\0{event_id}".encode()
+        return f"e_{hmac.new(self.key, scoped, hashlib.sha256).hexdigest()[:32]}"
+
     def mark(self, user: str) -> str:
         """What stands for a stored user in lists that outlive him: HMAC-SHA256, hex; SHA-256 without a key."""
         if self.key is None:

@@ -29,8 +29,8 @@ settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True
 settings.register_profile("dev", derandomize=True, deadline=None, print_blob=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-pytest_plugins = ["tests.plugins"]
-pytest.register_assert_rewrite("tests.store_promises", "tests.registry_promises")
+pytest_plugins = ["tests.plugins", "tests.postgres"]
+pytest.register_assert_rewrite("tests.store_promises", "tests.registry_promises", "tests.event_promises")
 
 BUCKET = "s3://dkt-test"
 

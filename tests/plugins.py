@@ -20,7 +20,15 @@ def missing(marker: str) -> str | None:
         return "DKT_REAL_DATA is not set: point it at the folder with the EdNet excerpts"
     if marker == "namespace" and not _namespaces():
         return f"no network namespace of our own: `{' '.join(NAMESPACE)}` fails here"
+    if marker == "postgres" and postgres_programs() is None:
+        return "/usr/lib/postgresql/*/bin/postgres is missing: install Debian's package postgresql"
     return None
+
+
+def postgres_programs() -> Path | None:
+    """The folder of the newest PostgreSQL server's programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
+    return found[-1].parent if found else None
 
 
 @cache

@@ -1,0 +1,223 @@
+"""The database behind the log: how it is opened, migrated and written, on SQLite and on PostgreSQL alike.
+
+One writer at a time, on both: a sequence number is then given in the order of the commits, so that whoever reads the
+log by a cursor never skips an event that was committed late, and no two writers ever get into each other's way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from dkt_ray.errors import ConfigError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+EVENTS_URL: Final = "DKT_EVENTS_URL"
+ATTEMPTS: Final = 3  # at a transaction, where the database is busy or went away
+WAIT_S: Final = 5  # for the other writer, at each attempt; for a free connection; for the server to take a connection
+CONNECTIONS: Final = 8  # of a process that stay open; twice as many at a peak
+
+_WRITER: Final = 0x646B7401  # numbers of PostgreSQL's advisory locks
+_MIGRATION: Final = 0x646B7402
+_WRITES: Final = "dkt_writes"  # execution option of a connection that will write
+
+T = TypeVar("T")
+
+
+def events_url(setting: str | None) -> str | None:
+    """Where the events are: what the environment says, else the setting.
+
+    Raises:
+        ConfigError: a password in the setting, which is shown in dashboards, logs and manifests.
+    """
+    found = os.environ.get(EVENTS_URL) or setting
+    if setting is not None and _parsed(setting).password is not None:
+        raise ConfigError(
+            f"events: the url holds a password; give it by PGPASSWORD or .pgpass, or the url by {EVENTS_URL}"
+        )
+    return found
+
+
+def check_shared(url: str, nodes: int) -> None:
+    """Refuse a file where it would not be the same one for all.
+
+    Args:
+        nodes: machines on which replicas run.
+
+    Raises:
+        ConfigError: SQLite on several machines.
+    """
+    if nodes > 1 and _parsed(url).get_backend_name() == "sqlite":
+        raise ConfigError(
+            f"events: {url} is a file, but replicas run on {nodes} machines; give a PostgreSQL server, "
+            "e.g. postgresql+psycopg://HOST/DATABASE"
+        )
+
+
+def open_engine(url: str) -> Engine:
+    """Connect to a database and bring its tables up to date.
+
+    Raises:
+        ConfigError: not the url of a SQLite file or a PostgreSQL server, or a newer version of dkt-ray made the tables.
+        UnavailableError: it cannot be reached.
+    """
+    backend = _parsed(url).get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise ConfigError(f"events: {url!r}; expected sqlite:////PATH or postgresql+psycopg://HOST/DATABASE")
+    waits = {"timeout": WAIT_S} if backend == "sqlite" else {"connect_timeout": WAIT_S}
+    engine = create_engine(
+        url,
+        hide_parameters=True,  # errors are logged, and name no user
+        pool_size=CONNECTIONS,
+        max_overflow=CONNECTIONS,
+        pool_timeout=WAIT_S,
+        pool_pre_ping=backend == "postgresql",
+        connect_args=waits,
+    )
+    if backend == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    retried(lambda: _migrate(engine))
+    return engine
+
+
+@contextmanager
+def writing(engine: Engine, lock: int = _WRITER) -> Iterator[Connection]:
+    """A transaction of the one writer; nobody else writes until it ends."""
+    with engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_S}s'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+        yield connection
+
+
+def written(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """What `work` returns, done in one transaction of the one writer.
+
+    Args:
+        work: may be called again, on a transaction of its own, after one that was rolled back.
+
+    Raises:
+        UnavailableError: the database could not be reached or written within the attempts.
+    """
+
+    def attempt() -> T:
+        with writing(engine) as connection:
+            return work(connection)
+
+    return retried(attempt)
+
+
+def retried(attempt: Callable[[], T]) -> T:
+    """What an attempt at a transaction returns, where need be the next one.
+
+    Raises:
+        UnavailableError: no attempt got through.
+    """
+    last: Exception | None = None
+    for _ in range(ATTEMPTS):
+        try:
+            return attempt()
+        except (OperationalError, PoolTimeoutError) as error:
+            last = error
+    raise UnavailableError(f"events: the database does not answer now ({_reason(last)}); try again") from None
+
+
+def truncate_wal(engine: Engine) -> None:
+    """Take out of SQLite's log what was deleted from the database; readers that are at work are waited for."""
+    if engine.dialect.name != "sqlite":
+        return
+    connection = engine.raw_connection()
+    try:
+        for _ in range(ATTEMPTS):
+            (busy, _pages, _moved) = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+    finally:
+        connection.close()
+    raise UnavailableError(
+        "events: deleted, but a reader holds the database's log, which is not yet emptied; try again"
+    )
+
+
+def _reason(error: Exception | None) -> str:
+    """The database's own words, first line; no statement and no values."""
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+
+
+def _migrate(engine: Engine) -> None:
+    with engine.connect() as connection:
+        if _revision(connection) == _newest():
+            return
+    with writing(engine, _MIGRATION) as connection:
+        found = _revision(connection)
+        if found is not None and found not in _known():
+            raise ConfigError(
+                f"events: a newer version of dkt-ray made the tables (revision {found}); upgrade this one"
+            )
+        scripts = ScriptDirectory(str(_SCRIPTS))
+
+        def upgrades(revision: Any, context: object) -> Any:
+            return scripts._upgrade_revs("head", revision)
+
+        with EnvironmentContext(Config(), scripts, fn=upgrades) as environment:
+            environment.configure(connection=connection)
+            environment.run_migrations()
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+_SCRIPTS: Final = Path(__file__).parent / "migrations"
+
+
+@cache
+def _newest() -> str | None:
+    return ScriptDirectory(str(_SCRIPTS)).get_current_head()
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in ScriptDirectory(str(_SCRIPTS)).walk_revisions())
+
+
+def _set_up_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+    for pragma in (
+        "journal_mode=WAL",  # readers never wait for the writer
+        "synchronous=FULL",  # what was acknowledged survives a power cut
+        "secure_delete=ON",  # what was deleted is overwritten
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _parsed(url: str) -> Any:
+    try:
+        found = make_url(url)
+        found.get_dialect()
+    except (ArgumentError, NoSuchModuleError):
+        raise ConfigError(
+            "events: not the url of a database; expected sqlite:////PATH or postgresql+psycopg://HOST/DATABASE"
+        ) from None
+    return found

@@ -1,0 +1,149 @@
+"""The event log and the histories in one SQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
+
+from dkt_ray.events.database import open_engine, retried, written
+from dkt_ray.events.histories import SqlHistories
+from dkt_ray.events.model import Appended, Event, EventConflictError, ForgottenError, Graded
+from dkt_ray.events.tables import EVENTS, TOMBSTONES, WAITING
+from dkt_ray.privacy import Privacy
+
+FIELDS: Final = tuple(Event.__dataclass_fields__)
+OPTIONAL: Final = ("answer", "shown_at", "test", "concepts")  # a retry or a grade may leave them out
+AT_ONCE: Final = 500  # values of one IN list
+
+
+@dataclass(frozen=True)
+class Events:
+    """An open database of events."""
+
+    engine: Engine
+    log: SqlEventLog
+    histories: SqlHistories
+
+    def close(self) -> None:
+        """Forget the histories and end all connections."""
+        self.histories.close()
+        self.engine.dispose()
+
+
+def open_events(url: str, privacy: Privacy | None = None) -> Events:
+    """Open the database of events; its tables are made or brought up to date.
+
+    Args:
+        privacy: None: as the environment says.
+
+    Raises:
+        ConfigError: not a database that can hold events.
+        UnavailableError: it cannot be reached.
+    """
+    engine = open_engine(url)
+    privacy = Privacy.of_environment() if privacy is None else privacy
+    return Events(engine, SqlEventLog(engine, privacy), SqlHistories(engine, privacy))
+
+
+@dataclass(frozen=True)
+class SqlEventLog:
+    """See `EventLog`."""
+
+    engine: Engine
+    privacy: Privacy
+
+    def append(self, events: Sequence[Event]) -> Appended:
+        """See `EventLog.append`."""
+        if not events:
+            return Appended(0, 0, 0)
+        return written(self.engine, lambda connection: self._append(connection, events))
+
+    def read(self, after: int, limit: int) -> list[Graded]:
+        """See `EventLog.read`."""
+        columns = [EVENTS.c.sequence, *(EVENTS.c[name] for name in FIELDS)]
+        query = select(*columns).where(EVENTS.c.sequence > after).order_by(EVENTS.c.sequence).limit(limit)
+
+        def rows() -> list[Graded]:
+            with self.engine.connect() as connection:
+                return [Graded(sequence, Event(*values)) for sequence, *values in connection.execute(query)]
+
+        return retried(rows)
+
+    def count(self) -> int:
+        """See `EventLog.count`."""
+
+        def rows() -> int:
+            with self.engine.connect() as connection:
+                return connection.execute(select(func.count()).select_from(EVENTS)).scalar_one()
+
+        return retried(rows)
+
+    def _append(self, connection: Connection, events: Sequence[Event]) -> Appended:
+        self._refuse_forgotten(connection, events)
+        kept = _kept(connection, [event.event_id for event in events])
+        new: dict[str, Event] = {}
+        repeated, grades = 0, set[str]()
+        for index, event in enumerate(events):
+            there = kept.get(event.event_id)
+            merged = event if there is None else _merged(there, event, index)
+            if there is not None and merged == there:
+                repeated += 1
+                continue
+            if there is not None and event.event_id not in new:
+                grades.add(event.event_id)
+            kept[event.event_id] = new[event.event_id] = merged
+        for chosen in _pieces(list(grades)):
+            connection.execute(delete(WAITING).where(WAITING.c.event_id.in_(chosen)))
+        graded = [asdict(event) for event in new.values() if event.correct is not None]
+        waiting = [_without_grade(event) for event in new.values() if event.correct is None]
+        if graded:
+            connection.execute(insert(EVENTS), graded)
+        if waiting:
+            connection.execute(insert(WAITING), waiting)
+        return Appended(len(graded), len(waiting), repeated)
+
+    def _refuse_forgotten(self, connection: Connection, events: Sequence[Event]) -> None:
+        marks = {self.privacy.mark(user): user for user in {event.user for event in events}}
+        for chosen in _pieces(list(marks)):
+            found = connection.execute(select(TOMBSTONES.c.mark).where(TOMBSTONES.c.mark.in_(chosen))).scalar()
+            if found is not None:
+                index = next(i for i, event in enumerate(events) if event.user == marks[found])
+                raise ForgottenError(f"event {index}: its user was deleted, and nothing is kept of him any more")
+
+
+def _kept(connection: Connection, ids: Sequence[str]) -> dict[str, Event]:
+    """The events that are there under some ids."""
+    found: dict[str, Event] = {}
+    for chosen in _pieces(ids):
+        for table in (EVENTS, WAITING):
+            for row in connection.execute(select(*_columns(table)).where(table.c.event_id.in_(chosen))).mappings():
+                found[row["event_id"]] = Event(**row)
+    return found
+
+
+def _columns(table: Table) -> list[Any]:
+    return [table.c[name] for name in FIELDS if name in table.c]
+
+
+def _merged(kept: Event, given: Event, index: int) -> Event:
+    """What is kept after an event that is there was given again; the same one where that says nothing new."""
+    absent = {name: getattr(kept, name) for name in OPTIONAL if getattr(given, name) in (None, "")}
+    said = replace(given, received_at=kept.received_at, **absent)
+    if replace(said, correct=kept.correct) != kept or (
+        said.correct != kept.correct and None not in (said.correct, kept.correct)
+    ):
+        raise EventConflictError(index)
+    return kept if said.correct is None else said
+
+
+def _without_grade(event: Event) -> dict[str, Any]:
+    values = asdict(event)
+    del values["correct"]
+    return values
+
+
+def _pieces(values: Sequence[str]) -> list[Sequence[str]]:
+    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]

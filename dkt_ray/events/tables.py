@@ -1,0 +1,71 @@
+"""The tables of the event log; every table with a column `user` is emptied of a user when he is deleted."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, Table, Text
+
+METADATA: Final = MetaData()
+
+_Number: Final = BigInteger().with_variant(Integer, "sqlite")  # there only INTEGER counts up by itself
+
+
+def _content() -> list[Column[str] | Column[int]]:
+    """What is kept of an event, in the order of `Event`'s fields that are not its id or its grade."""
+    return [
+        Column("user", Text, nullable=False),
+        Column("question", Text, nullable=False),
+        Column("answered_at", BigInteger, nullable=False),
+        Column("received_at", BigInteger, nullable=False),
+        Column("answer", Text),
+        Column("shown_at", BigInteger),
+        Column("test", Text, nullable=False),
+        Column("concepts", Text, nullable=False),
+    ]
+
+
+# Graded events. The log's order is `sequence`; one writer at a time draws it, so it is the order of the commits too.
+EVENTS: Final = Table(
+    "events",
+    METADATA,
+    Column("sequence", _Number, primary_key=True),
+    Column("event_id", Text, nullable=False, unique=True),
+    *_content(),
+    Column("correct", SmallInteger, nullable=False),
+    Index("events_of_a_user", "user", "answered_at", "sequence"),  # his latest answers
+    Index("events_since", "user", "sequence"),  # what is new of him
+    Index("events_by_time", "answered_at"),  # what is too old to be kept
+    sqlite_autoincrement=True,  # a number is never given again, even where the newest event was deleted
+)
+
+# Events that wait for their grade.
+WAITING: Final = Table(
+    "waiting",
+    METADATA,
+    Column("event_id", Text, primary_key=True),
+    *_content(),
+    Index("waiting_of_a_user", "user"),
+    Index("waiting_by_time", "answered_at"),
+)
+
+# Users who were deleted, by mark; what other processes remember of them goes when they meet a new number.
+TOMBSTONES: Final = Table(
+    "tombstones",
+    METADATA,
+    Column("number", _Number, primary_key=True),
+    Column("mark", Text, nullable=False, unique=True),
+    Column("deleted_at", BigInteger, nullable=False),
+    Column("removed", BigInteger, nullable=False),  # rows
+    sqlite_autoincrement=True,
+)
+
+# How far back events are kept: one row a time that `dkt forget` removed older ones.
+RETENTIONS: Final = Table(
+    "retentions",
+    METADATA,
+    Column("number", _Number, primary_key=True),
+    Column("kept_from", BigInteger, nullable=False),
+    Column("removed_at", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)

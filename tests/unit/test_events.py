@@ -1,0 +1,94 @@
+"""The event log on SQLite, and what a url may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from dkt_ray.errors import ConfigError, UnavailableError
+from dkt_ray.events import database
+from dkt_ray.events.database import check_shared, events_url, open_engine, writing
+from dkt_ray.events.sql import Events, open_events
+from tests.event_promises import ANN, PRIVACY, EventPromises, answer
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Callable[[], str]:
+    numbers = count()
+    return lambda: f"sqlite:///{tmp_path}/events{next(numbers)}.db"
+
+
+@pytest.fixture
+def url(empty: Callable[[], str]) -> str:
+    return empty()
+
+
+@pytest.fixture
+def events(url: str) -> Iterator[Events]:
+    opened = open_events(url, PRIVACY)
+    yield opened
+    opened.close()
+
+
+class TestSqlite(EventPromises):
+    pass
+
+
+def test_a_deleted_user_leaves_no_byte_in_the_files(events: Events, tmp_path: Path) -> None:
+    """Beside many others, whose rows move when pages are joined."""
+    users = [PRIVACY.user(f"user {number}") for number in range(300)]
+    for turn in range(3):
+        events.log.append([answer(turn * 300 + place, user, place % 2) for place, user in enumerate(users)])
+    events.log.append([answer(5000 + place, user, None) for place, user in enumerate(users)])
+    deleted, kept = users[::3], set(users) - set(users[::3])
+    for user in deleted:
+        events.histories.get(user, 10)
+        events.histories.delete(user)
+    on_disk = b"".join(path.read_bytes() for path in tmp_path.glob("events0.db*"))
+    assert [user for user in deleted if user.encode() in on_disk] == []
+    assert all(user.encode() in on_disk for user in kept)
+
+
+def test_a_database_that_stays_locked_is_unavailable(events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "WAIT_S", 0)
+    other = open_events(str(events.engine.url), PRIVACY)
+    with writing(events.engine), pytest.raises(UnavailableError, match="locked"):
+        other.log.append([answer(1)])
+    assert other.log.append([answer(1)]) == (1, 0, 0)
+    other.close()
+
+
+def test_what_went_wrong_names_no_user(events: Events) -> None:
+    with writing(events.engine) as connection:
+        connection.exec_driver_sql("DROP TABLE waiting")
+    with pytest.raises(UnavailableError, match="no such table") as refused:
+        events.log.append([answer(1)])
+    assert ANN not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["", "events.db", "mysql://host/db", "nonsense://x"])
+def test_what_is_no_url_of_a_database_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:///"):
+        open_engine(url)
+
+
+def test_a_file_is_not_shared_by_machines() -> None:
+    check_shared("sqlite:////data/events.db", 1)
+    check_shared("postgresql+psycopg://host/events", 2)
+    with pytest.raises(ConfigError, match="2 machines"):
+        check_shared("sqlite:////data/events.db", 2)
+
+
+def test_a_password_stays_out_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DKT_EVENTS_URL", raising=False)
+    assert events_url(None) is None
+    assert events_url("sqlite:///a.db") == "sqlite:///a.db"
+    secret = "postgresql+psycopg://dkt:secret@host/events"
+    with pytest.raises(ConfigError, match="PGPASSWORD") as refused:
+        events_url(secret)
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("DKT_EVENTS_URL", secret)
+    assert events_url("sqlite:///a.db") == secret
