@@ -70,7 +70,7 @@ class Telemetry:
         add, short = self.meters.add, bundle[:SHORT]
         add(series.COLD_STARTS, not query.question, short)
         add(series.UNKNOWN, int(scores.unknown.sum()), short)
-        if scores.members:
+        if scores.members and scores.spread.size:
             add(series.SPREAD, float(scores.spread.mean()), short)
         tenths = np.bincount(np.minimum((scores.probability * 10).astype(np.int64), 9), minlength=10)
         for tenth, count in zip(TENTHS, tenths.tolist(), strict=True):
