@@ -1,7 +1,9 @@
-"""A typed client of the HTTP API: one deadline over all tries, which calls may have since every one of them only reads.
+"""A typed client of the HTTP API: one deadline over all tries, which are harmless: calls read, or do things once.
 
     with Client(["http://10.0.0.1:8000", "http://10.0.0.2:8000"]) as client:
         client.predict(["A010001003"], history=[{"question": "A010001001", "correct": 1}]).predictions[0].probability
+        client.record([{"user_id": "17", "question": "A010001001", "correct": 1}])
+        client.predict(["A010001003"], user_id="17").predictions[0].probability
 
 A try that ends with a broken connection, an error on the server's side or an answer that cannot be read is made again,
 at the next address where there are several, after a random pause that grows. After one that had too little time, tries
@@ -12,13 +14,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from itertools import count
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import count, islice
 from typing import Any, Final, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -38,7 +42,16 @@ from dkt_ray.serving.contract import (
     ScoreResponse,
     Target,
 )
+from dkt_ray.serving.events_contract import (
+    MAX_EVENTS,
+    CountResponse,
+    EventsResponse,
+    LoggedEvent,
+    ReceiptResponse,
+    UserResponse,
+)
 
+API_KEY: Final = "DKT_API_KEY"
 DEADLINE: Final = "x-request-deadline-ms"  # of this try: a server need not finish what nobody waits for
 RETRIED: Final = {408, 429}  # and every error on the server's side: proxies have numbers of their own above 500
 SLOW: Final = {408, 504}  # a server or proxy waited no longer
@@ -93,6 +106,7 @@ class Client:
         try_s: for the first try, since a node that hangs must not take the whole deadline; doubles after each try that
             had too little time.
         headers: sent with every request.
+        api_key: where the service wants one; None: what DKT_API_KEY holds in the environment, if it is set.
         transport: instead of the network, for tests.
 
     Raises:
@@ -106,6 +120,7 @@ class Client:
         try_s: float = 5.0,
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
+        api_key: str | None = None,
     ) -> None:
         self._urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         if not self._urls or not all(url.startswith(("http://", "https://")) for url in self._urls):
@@ -115,7 +130,9 @@ class Client:
         self._preferred = 0
         self._deadline_s = deadline_s
         self._try_s = try_s
-        given = {"content-type": "application/json"} | dict(headers or {})
+        key = api_key or os.environ.get(API_KEY)
+        allowed = {"authorization": f"Bearer {key}"} if key else {}
+        given = {"content-type": "application/json"} | allowed | dict(headers or {})
         self._http = httpx.Client(headers=given, transport=transport, trust_env=False)
 
     def predict(
@@ -123,12 +140,13 @@ class Client:
         targets: Targets,
         history: Events = (),
         *,
+        user_id: str | None = None,
         student: str | None = None,
         at: datetime | None = None,
         explain: bool | None = None,
     ) -> PredictResponse:
-        """Probability of a right answer to each target after the history; a single id is one target."""
-        body = _student(history, student, at) | _given(targets=_listed(targets), explain=explain)
+        """Probability of a right answer to each target after the history, or after the kept answers of a user."""
+        body = _student(history, user_id, student, at) | _given(targets=_listed(targets), explain=explain)
         return self._post("/v1/predict", PredictResponse, body)
 
     def predict_batch(self, students: Sequence[PredictRequest | Mapping[str, Any]]) -> BatchResponse:
@@ -139,6 +157,7 @@ class Client:
         self,
         history: Events = (),
         *,
+        user_id: str | None = None,
         student: str | None = None,
         at: datetime | None = None,
         concepts: str | Sequence[str] | None = None,
@@ -146,13 +165,14 @@ class Client:
         steps: int | None = None,
     ) -> KnowledgeResponse:
         """Mastery per concept and head, now and after each of the last answers."""
-        body = _student(history, student, at) | _given(concepts=_listed(concepts), limit=limit, steps=steps)
+        body = _student(history, user_id, student, at) | _given(concepts=_listed(concepts), limit=limit, steps=steps)
         return self._post("/v1/knowledge-state", KnowledgeResponse, body)
 
     def recommend(
         self,
         history: Events = (),
         *,
+        user_id: str | None = None,
         student: str | None = None,
         at: datetime | None = None,
         by: Literal["band", "gain"] | None = None,
@@ -163,19 +183,46 @@ class Client:
     ) -> RecommendResponse:
         """What to ask next, by success band or expected gain."""
         wanted = _given(by=by, band=band, exclude_last=exclude_last, concepts=_listed(concepts), limit=limit)
-        return self._post("/v1/recommend", RecommendResponse, _student(history, student, at) | wanted)
+        return self._post("/v1/recommend", RecommendResponse, _student(history, user_id, student, at) | wanted)
 
     def score(
         self,
         history: Events = (),
         *,
+        user_id: str | None = None,
         student: str | None = None,
         at: datetime | None = None,
         target_set: str | None = None,
     ) -> ScoreResponse:
         """0 to 100: how much of a set of questions the student is expected to answer right."""
-        body = _student(history, student, at) | _given(target_set=target_set)
+        body = _student(history, user_id, student, at) | _given(target_set=target_set)
         return self._post("/v1/score", ScoreResponse, body)
+
+    def record(self, events: Iterable[LoggedEvent | Mapping[str, Any]]) -> EventsResponse:
+        """Have answers kept, in requests of up to 1,000; ids are made for those that have none.
+
+        Each request is kept whole or not at all; those before one that fails are kept.
+        """
+        every = iter(events)
+        done = EventsResponse(added=0, waiting=0, repeated=0, received_at=datetime.now(UTC))
+        while several := [_body(event) for event in islice(every, MAX_EVENTS)]:
+            sent = self._post("/v1/events", EventsResponse, {"events": several})
+            for name in ("added", "waiting", "repeated"):
+                setattr(sent, name, getattr(sent, name) + getattr(done, name))
+            done = sent
+        return done
+
+    def events(self) -> CountResponse:
+        """How many graded events the service's log holds."""
+        return self._ask("GET", "/v1/events/count", CountResponse)
+
+    def user(self, user_id: str, answers: int = 0) -> UserResponse:
+        """What is kept of a user, with the latest answers where they are wanted."""
+        return self._ask("GET", f"{_user(user_id)}?answers={answers}", UserResponse)
+
+    def forget(self, user_id: str) -> ReceiptResponse:
+        """Delete a user and all that is kept of him, for ever; called again, the same receipt."""
+        return self._ask("DELETE", _user(user_id), ReceiptResponse)
 
     def models(self) -> ModelsResponse:
         """The bundle that answers."""
@@ -261,8 +308,20 @@ class Client:
         return answer, bytes(body)
 
 
-def _student(history: Events, student: str | None, at: datetime | None) -> dict[str, Any]:
-    return {"history": list(history)} | _given(student=student, at=at)
+def _student(history: Events, user_id: str | None, student: str | None, at: datetime | None) -> dict[str, Any]:
+    past = {"history": list(history)} if history or user_id is None else {}  # both are refused by the service
+    return past | _given(user_id=user_id, student=student, at=at)
+
+
+def _body(event: LoggedEvent | Mapping[str, Any]) -> dict[str, Any]:
+    """An event with an id of its own, so that a try that is made again is no second event."""
+    given = event.model_dump(exclude_unset=True) if isinstance(event, LoggedEvent) else event
+    return {"event_id": uuid.uuid4().hex} | dict(given)
+
+
+def _user(user_id: str) -> str:
+    """The path of a user, whose id may hold anything, dots and slashes too."""
+    return f"/v1/users/{quote(user_id, safe='').replace('.', '%2E')}"
 
 
 def _listed(given: Targets | None) -> list[str | Target | Mapping[str, Any]] | None:

@@ -1,6 +1,16 @@
-"""Requests of the HTTP API as tests send them."""
+"""Requests of the HTTP API as tests send them, and the API with a log of events."""
 
 import json
+from contextlib import contextmanager
+
+from fastapi.testclient import TestClient
+
+from dkt_ray.events.sql import open_events
+from dkt_ray.privacy import Privacy
+from dkt_ray.serving.api import Served, build_app
+from dkt_ray.serving.memory import Memory
+
+PRIVACY = Privacy(b"a key of these tests")
 
 
 def post(client, body, path="/v1/predict", **headers):
@@ -10,3 +20,17 @@ def post(client, body, path="/v1/predict", **headers):
 
 def event(question="q", correct=1, **more):
     return {"question": question, "correct": correct} | more
+
+
+@contextmanager
+def service(predictor, folder, keys=None, **more):
+    """The API over a database in a folder."""
+    memory = Memory.of(open_events(f"sqlite:///{folder}/events.db", PRIVACY), privacy=PRIVACY, **more)
+
+    async def answer(query):
+        return predictor.answer([query])[0]
+
+    app = build_app(lambda student: Served(predictor, answer), memory=memory, keys=lambda: keys)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+    memory.close()

@@ -131,6 +131,8 @@ def _columns(table: Table) -> list[Any]:
 def _merged(kept: Event, given: Event, index: int) -> Event:
     """What is kept after an event that is there was given again; the same one where that says nothing new."""
     absent = {name: getattr(kept, name) for name in OPTIONAL if getattr(given, name) in (None, "")}
+    if given.answered_at == given.received_at:  # by the server's clock, which has gone on
+        absent["answered_at"] = kept.answered_at
     said = replace(given, received_at=kept.received_at, **absent)
     if replace(said, correct=kept.correct) != kept or (
         said.correct != kept.correct and None not in (said.correct, kept.correct)

@@ -14,10 +14,11 @@ from starlette.middleware import Middleware
 
 from dkt_ray import __version__
 from dkt_ray.data.query import Query
-from dkt_ray.serving import edge, series
+from dkt_ray.serving import edge, events, series
 from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
 from dkt_ray.serving.guard import Guard
 from dkt_ray.serving.keys import Keys
+from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.monitoring import monitoring
 from dkt_ray.serving.predictor import Predictor, describe
 from dkt_ray.serving.routes import PROBLEMS, Choose, Served, reply, scoring
@@ -37,6 +38,7 @@ def build_app(
     challenger: Predictor | None = None,
     telemetry: Telemetry | None = None,
     keys: Callable[[], Keys | None] = lambda: None,
+    memory: Memory | None = None,
 ) -> FastAPI:
     """Make the app.
 
@@ -47,6 +49,7 @@ def build_app(
         challenger: the other bundle that answers here while a rollout is under way.
         telemetry: where the requests are told of; None: in `/metrics` and the log.
         keys: asked once per request; None: everybody may do everything.
+        memory: of users; None: requests bring their histories along.
     """
     app = FastAPI(
         title="dkt-ray",
@@ -56,15 +59,17 @@ def build_app(
         redoc_url=None,
     )
     telemetry = telemetry or Telemetry.alone()
-    version, refused = choose(None).predictor.version, Counter[str]()
+    predictor, refused = choose(None).predictor, Counter[str]()
     telemetry.meters.ask(tally(series.REFUSED, refused))
-    app.include_router(scoring(traced(choose, telemetry), score_sets or {}))
+    app.include_router(scoring(traced(choose, telemetry), score_sets or {}, memory))
+    app.include_router(events.events(memory, [row["question"] for row in predictor.catalogue.rows[:3]]))
+    events.install(app)
     app.include_router(_reading(choose, challenger, telemetry))
-    for each in (choose(None).predictor, challenger):
+    for each in (predictor, challenger):
         if each is not None:
             telemetry.watch(each)
-    app.include_router(monitoring(choose(None).predictor, telemetry))
-    edge.install(app, version, names_requests, Middleware(Guard, keys, refused))
+    app.include_router(monitoring(predictor, telemetry))
+    edge.install(app, predictor.version, names_requests, Middleware(Guard, keys, refused))
     app.add_middleware(Observed, telemetry=telemetry)  # last, so outermost
     return app
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
+from pydantic_core import PydanticCustomError
 
 from dkt_ray.errors import InputError
 
@@ -15,6 +17,8 @@ MAX_STUDENTS: Final = 256  # of one batch, within MAX_ROWS together
 MAX_STEPS: Final = 50
 MAX_CONCEPTS: Final = 3_000  # times 3 probes: within MAX_TARGETS
 MAX_CATALOGUE: Final = 100_000
+MAX_STORED: Final = MAX_ROWS - MAX_TARGETS  # answers of a stored user that are read, his latest
+CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class FieldError(InputError):
@@ -31,6 +35,13 @@ def _text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+def _without_controls(value: str) -> str:
+    """Control characters, NUL above all, have no place in what is stored."""
+    if CONTROLS.search(value):
+        raise PydanticCustomError("control_characters", "String should have no control characters")
+    return value
+
+
 def _target(value: Any) -> Any:
     """A bare question id is accepted as a target."""
     return value if isinstance(value, dict) else {"question": value}
@@ -39,6 +50,7 @@ def _target(value: Any) -> Any:
 Identifier = Annotated[
     str, Field(min_length=1, max_length=200), BeforeValidator(_text, json_schema_input_type=str | int)
 ]
+StoredId = Annotated[Identifier, AfterValidator(_without_controls)]
 Answer = Annotated[int, Field(strict=True, ge=0, le=1, description="1 right, 0 wrong")]
 Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
 Concepts = Annotated[list[Identifier], Field(max_length=64, fail_fast=True)]
@@ -83,10 +95,16 @@ class StudentRequest(Part):
 
     student: Identifier | None = Field(
         None,
-        description="decides who answers while a rollout tries out another bundle; not used for scoring, not stored",
+        description="decides who answers while a rollout tries out another bundle; not used for scoring, not stored; "
+        "default: the user",
+    )
+    user_id: StoredId | None = Field(
+        None, description="in place of a history: the user whose answers `/v1/events` was sent; the latest 40,000 count"
     )
     history: History = []
-    at: datetime | None = Field(None, description="when the targets are shown; of use where the history has times")
+    at: datetime | None = Field(
+        None, description="when the targets are shown; of use where the answers have times, as those of a user have"
+    )
 
 
 class PredictRequest(StudentRequest):
@@ -150,6 +168,9 @@ class Reply(BaseModel):
     cold_start: bool = Field(description="the history was empty")
     truncated: int = Field(
         0, description="how many of the oldest events no network reads one by one; all features still see them"
+    )
+    older: int = Field(
+        0, description="with `user_id`: how many of the user's answers before the latest 40,000 do not count"
     )
     degraded: bool = Field(False, description="some members did not answer; the others did, with their weights made 1")
     left_out: list[str] = Field([], description="the members that did not answer")
@@ -227,8 +248,8 @@ class BatchItem(BaseModel):
     """One student of a batch: an answer, or the problem."""
 
     status: int = Field(
-        description="200; 422: the student's fields are wrong; 500: an error on our side; 503: none of the members "
-        "answers, send this student again"
+        description="200; 410: the user was deleted; 422: the student's fields are wrong; 500: an error on our side; "
+        "503: none of the members answers, or the user's answers cannot be read: send this student again"
     )
     answer: PredictResponse | None = None
     problem: Problem | None = None

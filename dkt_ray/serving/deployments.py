@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import ray
 from fastapi import FastAPI
 from pydantic import Field, model_validator
 from ray import serve
@@ -20,6 +21,8 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from dkt_ray import log
 from dkt_ray.config import Config
 from dkt_ray.errors import DktError
+from dkt_ray.events.database import check_shared, events_url
+from dkt_ray.events.sql import open_events
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving import series
@@ -29,6 +32,7 @@ from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
 from dkt_ray.serving.counters import Counters
 from dkt_ray.serving.loopback import keep_on_loopback
+from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.ray_series import RaySeries
 from dkt_ray.serving.series import SHORT, Meters, tally
@@ -56,6 +60,10 @@ class ServeArgs(Config):
     """Digest or alias of a second bundle, loaded beside it while `dkt rollout` tries it out."""
     cache: str | None = None
     """Local folder for copies of bundles; unset: one in the system's temporary folder."""
+    events: str | None = None
+    """Database of events, without a password in it (PGPASSWORD, .pgpass): sqlite:////PATH where all replicas are on one
+    machine, postgresql+psycopg://HOST/DATABASE for more. DKT_EVENTS_URL in the replicas' environment counts more.
+    Unset: no events are kept, and requests bring their histories along."""
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=2, ge=1)
     target_ongoing_requests: float = Field(default=8.0, gt=0)
@@ -105,6 +113,7 @@ class Replica:
         self._batchers: list[Batcher] = []
         self._telemetry = _telemetry(args)
         self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
+        self._memory = self._remember()
 
     def _load(self, digest: str) -> Served:
         args = self._args
@@ -123,6 +132,18 @@ class Replica:
         logger.info("bundle %s is ready", digest)
         return Served(predictor, batcher)
 
+    def _remember(self) -> Memory | None:
+        url = events_url(self._args.events)
+        if url is None:
+            return None
+        check_shared(url, len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}))
+        return Memory.of(open_events(url))
+
+    def __del__(self) -> None:
+        """Serve's hook, for when a replica has finished its requests."""
+        if memory := getattr(self, "_memory", None):
+            memory.close()
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the app is made in the replica, after the bundle was loaded."""
         return build_app(
@@ -131,6 +152,7 @@ class Replica:
             score_sets=self._args.score_sets,
             challenger=self._split.challenger,
             telemetry=self._telemetry,
+            memory=self._memory,
         )
 
     def direct(self, traffic: Traffic) -> Findings:
@@ -182,9 +204,16 @@ def application(args: ServeArgs, surge: bool = True) -> Application:
         max_surge_percent=100 if surge else 0,
     )(Replica)
     registry = Registry(open_store(args.store))
-    absolute = args.model_copy(update={"store": registry.store.url})  # replicas have working folders of their own
+    places = {"store": registry.store.url, "events": args.events and _absolute(args.events)}
+    args = args.model_copy(update=places)  # replicas have working folders of their own
     challenger = resolve(registry, args.challenger) if args.challenger else None
-    return deployment.bind(absolute, resolve(registry, args.bundle), challenger)
+    return deployment.bind(args, resolve(registry, args.bundle), challenger)
+
+
+def _absolute(url: str) -> str:
+    """The url of a SQLite file, wherever it is read; others as they are."""
+    scheme, slashes, path = url.partition(":///")
+    return f"{scheme}{slashes}{Path(path).absolute()}" if scheme == "sqlite" and path else url
 
 
 def _telemetry(args: ServeArgs) -> Telemetry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dkt_ray.registry.catalogue import Catalogue
@@ -34,9 +35,26 @@ def requests(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
     return {path: {title: {"value": body} for title, body in titled.items()} for path, titled in bodies.items()}
 
 
+def events(known: Sequence[str]) -> dict[str, Any]:
+    """Title -> {"value": body} of `/v1/events`."""
+    question = next(iter(known), "any")
+    event = {"event_id": "a-1", "user_id": "student-17", "question": question, "correct": 1}
+    waits = {"event_id": "a-2", "user_id": "student-17", "question": question, "answer": "a long text"}
+    timed = event | {"event_id": "a-3", "shown_at": "2026-03-02 16:00:00", "answered_at": "2026-03-02 16:01:10"}
+    bodies = {
+        "an answer": [event],
+        "with times": [timed],
+        "one that is graded later": [waits],
+        "its grade": [waits | {"correct": 0}],
+    }
+    return {title: {"value": {"events": several}} for title, several in bodies.items()}
+
+
+def body(told: dict[str, Any]) -> dict[str, Any]:
+    """Examples of a request's body, as OpenAPI 3.1 has them."""
+    return {"requestBody": {"content": {"application/json": {"examples": told}}}}
+
+
 def openapi(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
     """Path -> the examples of its body, as OpenAPI 3.1 has them."""
-    return {
-        path: {"requestBody": {"content": {"application/json": {"examples": told}}}}
-        for path, told in requests(catalogue).items()
-    }
+    return {path: body(told) for path, told in requests(catalogue).items()}

@@ -19,6 +19,7 @@ from dkt_ray.data.query import Query
 from dkt_ray.features.structure import decompose
 from dkt_ray.models.base import Probabilities
 from dkt_ray.registry.catalogue import Catalogue
+from dkt_ray.schema import CONCEPT_SEPARATOR
 from dkt_ray.serving.contract import MAX_TARGETS, FieldError, KnowledgeRequest
 from dkt_ray.serving.requests import of_known
 
@@ -34,16 +35,16 @@ class Plan(NamedTuple):
     steps: int  # S - 1
 
 
-def plan(request: KnowledgeRequest, catalogue: Catalogue) -> Plan:
+def plan(request: KnowledgeRequest, past: Query, catalogue: Catalogue) -> Plan:
     """Choose concepts, heads and their probes.
 
     Raises:
         FieldError: a concept is unknown, or the probes of all moments are too many.
     """
-    concepts = catalogue.probes(_concepts(request, catalogue))
-    heads = catalogue.head_probes(_shown_heads(catalogue, [event.question for event in request.history], request.limit))
+    concepts = catalogue.probes(_concepts(request, past, catalogue))
+    heads = catalogue.head_probes(_shown_heads(catalogue, past.question, request.limit))
     questions = list(dict.fromkeys(chain.from_iterable([*concepts.values(), *heads.values()])))
-    steps = min(request.steps, len(request.history))
+    steps = min(request.steps, len(past.question))
     if len(questions) * (steps + 1) > MAX_TARGETS:
         less = MAX_TARGETS // len(questions) - 1
         pointer, remedy = ("/steps", f"lower it to {less}") if less > 0 else ("/limit", "lower it")
@@ -52,10 +53,10 @@ def plan(request: KnowledgeRequest, catalogue: Catalogue) -> Plan:
     return Plan(concepts, heads, questions, steps)
 
 
-def query(request: KnowledgeRequest, wanted: Plan) -> Query:
+def query(past: Query, wanted: Plan) -> Query:
     """All probes at all moments: where `at` is given, those of the past are asked when the answer before them was."""
-    length, probes = len(request.history), len(wanted.questions)
-    asked = of_known(request, wanted.questions * (wanted.steps + 1))
+    length, probes = len(past.question), len(wanted.questions)
+    asked = of_known(past, wanted.questions * (wanted.steps + 1))
     seen = [*range(length - wanted.steps + 1, length + 1), length]
     at = asked.at
     if asked.timestamp and isinstance(at, int):
@@ -96,9 +97,9 @@ def mastery(probes: Probes, questions: Sequence[str], probability: Probabilities
     return np.add.reduceat(probability[:, columns], np.cumsum(counts) - counts, axis=1) / counts
 
 
-def _concepts(request: KnowledgeRequest, catalogue: Catalogue) -> Sequence[str]:
+def _concepts(request: KnowledgeRequest, past: Query, catalogue: Catalogue) -> Sequence[str]:
     if request.concepts is None:
-        return _shown_concepts(request, catalogue)
+        return _shown_concepts(past, catalogue, request.limit)
     known_concepts(request.concepts, catalogue)
     return request.concepts
 
@@ -115,12 +116,13 @@ def known_concepts(concepts: Sequence[str], catalogue: Catalogue) -> None:
             raise FieldError(f"/concepts/{index}", "is not a concept of the model; GET /v1/questions lists them")
 
 
-def _shown_concepts(request: KnowledgeRequest, catalogue: Catalogue) -> list[str]:
+def _shown_concepts(past: Query, catalogue: Catalogue, limit: int) -> list[str]:
     """Those of the history, the latest first, then the most answered ones."""
     own = catalogue.concepts_of
-    met = [concept for each in request.history for concept in (each.concepts or own.get(each.question, []))]
+    rows = zip(past.question, past.concepts or [""] * len(past.question), strict=True)
+    met = [tag for question, tags in rows for tag in (tags.split(CONCEPT_SEPARATOR) if tags else own.get(question, []))]
     known = catalogue.probes(dict.fromkeys(reversed(met)))
-    return list(dict.fromkeys([*known, *catalogue.concepts]))[: request.limit]
+    return list(dict.fromkeys([*known, *catalogue.concepts]))[:limit]
 
 
 def _shown_heads(catalogue: Catalogue, history: Sequence[str], limit: int) -> list[str]:

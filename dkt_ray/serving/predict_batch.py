@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from dkt_ray.data.query import Query
 from dkt_ray.errors import OverloadedError, UnavailableError
+from dkt_ray.events.model import ForgottenError
 from dkt_ray.serving import edge
 from dkt_ray.serving.contract import MAX_ROWS, FieldError, PredictRequest
-from dkt_ray.serving.requests import query
+from dkt_ray.serving.requests import Student, query
+from dkt_ray.serving.trace import about
 
 logger = logging.getLogger(__name__)
 
@@ -23,49 +25,64 @@ class Item(NamedTuple):
     """One student of the request."""
 
     request: PredictRequest
+    student: Student
     query: Query
 
 
+Find = Callable[[PredictRequest], Awaitable[Student]]
 Fields = dict[str, Any]
 AnswerItem = Callable[[Item], Awaitable[Fields]]
 
 
-async def items(students: Sequence[Any], answer: AnswerItem) -> list[Fields]:
+async def items(students: Sequence[Any], find: Find, answer: AnswerItem) -> list[Fields]:
     """The items of the reply, in the order of the students; all are asked at once, so that batching can fuse them.
 
     Args:
         students: raw JSON values.
+        find: whom a request is about.
         answer: the fields of `PredictResponse`; what it raises for all students is raised here.
 
     Raises:
         FieldError: too many rows together.
         OverloadedError: too much is waiting: the request can be sent again as it is.
     """
-    read = [_read(value, f"/students/{index}") for index, value in enumerate(students)]
+    read = await asyncio.gather(*(_read(value, f"/students/{index}", find) for index, value in enumerate(students)))
     good = {index: item for index, item in enumerate(read) if isinstance(item, Item)}
     rows = sum(item.query.rows for item in good.values())
     if rows > MAX_ROWS:
         message = f"{rows} events and targets; expected at most {MAX_ROWS} together: send fewer students a request"
         raise FieldError("/students", message)
-    answered = await asyncio.gather(*(answer(item) for item in good.values()), return_exceptions=True)
+    answered = await asyncio.gather(*(_ask(item, answer) for item in good.values()), return_exceptions=True)
     failed = [each for each in answered if isinstance(each, BaseException)]
     for error in failed:
         if len(failed) == len(good) or isinstance(error, OverloadedError):
             raise error
     told = {index: _told(fields) for index, fields in zip(good, answered, strict=True)}
-    return [told[index] if index in told else _refused(item) for index, item in enumerate(read)]
+    return [item if isinstance(item, dict) else told[index] for index, item in enumerate(read)]
 
 
-def _read(value: Any, pointer: str) -> Item | list[dict[str, str]]:
-    """The item, or what is wrong with it; pointers lead into the whole request."""
+async def _read(value: Any, pointer: str, find: Find) -> Item | Fields:
+    """The item, or the problem in its place; pointers lead into the whole request."""
     try:
         request = PredictRequest.model_validate(value)
-        return Item(request, query(request, request.targets))
+        student = await find(request)
+        return Item(request, student, query(student.past, request.targets))
+    except ForgottenError as error:
+        return _problem(HTTPStatus.GONE, str(error))
+    except UnavailableError as error:
+        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
     except ValidationError as error:
         problems = [edge.explain(each | {"loc": ("body", *each["loc"])}) for each in error.errors(include_url=False)]
     except FieldError as error:
         problems = [{"pointer": error.pointer, "message": error.message}]
-    return [problem | {"pointer": pointer + problem["pointer"]} for problem in problems]
+    errors = [problem | {"pointer": pointer + problem["pointer"]} for problem in problems]
+    return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{errors[0]['pointer']}: {errors[0]['message']}", errors)
+
+
+async def _ask(item: Item, answer: AnswerItem) -> Fields:
+    if item.student.user:
+        about(item.student.user)  # in a task of its own
+    return await answer(item)
 
 
 def _told(answered: Fields | BaseException) -> Fields:
@@ -75,12 +92,6 @@ def _told(answered: Fields | BaseException) -> Fields:
         return _problem(HTTPStatus.SERVICE_UNAVAILABLE, str(answered))
     logger.error("a student of a batch was not scored", exc_info=answered)
     return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An error on our side; the log has it")
-
-
-def _refused(item: Item | list[dict[str, str]]) -> Fields:
-    assert not isinstance(item, Item)
-    detail = f"{item[0]['pointer']}: {item[0]['message']}"
-    return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, item)
 
 
 def _problem(status: HTTPStatus, detail: str, errors: Sequence[dict[str, str]] = ()) -> Fields:

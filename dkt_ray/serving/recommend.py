@@ -33,7 +33,7 @@ class Gain(NamedTuple):
     rise: float  # expected mastery after it, less `now`
 
 
-def candidates(request: RecommendRequest, catalogue: Catalogue) -> list[str]:
+def candidates(request: RecommendRequest, past: Query, catalogue: Catalogue) -> list[str]:
     """[N] questions that may be recommended, the most answered first; just-seen ones are left out.
 
     Raises:
@@ -43,29 +43,31 @@ def candidates(request: RecommendRequest, catalogue: Catalogue) -> list[str]:
     if low > high:
         raise FieldError("/band", "its first number is above its second; send [lowest, highest]")
     known_concepts(request.concepts or (), catalogue)
-    seen = {event.question for event in request.history[max(0, len(request.history) - request.exclude_last) :]}
+    events = len(past.question)
+    seen = set(past.question[max(0, events - request.exclude_last) :])
     left = [row for row in catalogue.rows if row["question"] not in seen]
     if request.concepts is not None:
         wanted = set(request.concepts)
         left = [row for row in left if not wanted.isdisjoint(row["concepts"])]
-    return [row["question"] for row in left[: min(MAX_TARGETS, MAX_ROWS - len(request.history))]]
+    return [row["question"] for row in left[: min(MAX_TARGETS, MAX_ROWS - events)]]
 
 
 async def recommended(
-    request: RecommendRequest, catalogue: Catalogue, answer: Answer
-) -> tuple[Scores, list[Fields], int]:
-    """The scores of the candidates, the recommendations, the best first, and N."""
-    questions = candidates(request, catalogue)
-    scores = await answer(of_known(request, questions))
+    request: RecommendRequest, past: Query, catalogue: Catalogue, answer: Answer
+) -> tuple[Scores, Fields]:
+    """The scores of the candidates, and the fields of `RecommendResponse` besides those of every reply."""
+    questions = candidates(request, past, catalogue)
+    scores = await answer(of_known(past, questions))
     order = np.argsort(np.abs(scores.probability - sum(request.band) / 2), kind="stable").tolist()
     if request.by == "band":
         chosen = order[: request.limit]
         reasons = [_about_band(float(scores.probability[index]), request.band) for index in chosen]
-        return scores, _items(questions, chosen, reasons, scores, request, catalogue), len(questions)
+        items = _items(questions, chosen, reasons, scores, request, catalogue)
+        return scores, {"candidates": len(questions), "recommendations": items}
     order = [index for index in order if catalogue.concepts_of[questions[index]]]
-    compared = order[: max(1, min(COMPARED, MAX_ROWS // (2 * (len(request.history) + PROBES_AT_MOST))))]
+    compared = order[: max(1, min(COMPARED, MAX_ROWS // (2 * (len(past.question) + PROBES_AT_MOST))))]
     p = scores.probability[compared].tolist()
-    gains, left_out = await _gains(request, [questions[index] for index in compared], p, catalogue, answer)
+    gains, left_out = await _gains(past, [questions[index] for index in compared], p, catalogue, answer)
     best = sorted(range(len(compared)), key=lambda place: -gains[place].rise)[: request.limit]
     chosen = [compared[place] for place in best]
     concepts = [catalogue.concepts_of[questions[index]] for index in chosen]
@@ -73,16 +75,17 @@ async def recommended(
     items = _items(questions, chosen, reasons, scores, request, catalogue)
     for item, place in zip(items, best, strict=True):
         item["gain"] = gains[place].rise
-    return replace(scores, left_out=tuple(sorted({*scores.left_out, *left_out}))), items, len(questions)
+    scores = replace(scores, left_out=tuple(sorted({*scores.left_out, *left_out})))
+    return scores, {"candidates": len(questions), "recommendations": items}
 
 
 async def _gains(
-    request: RecommendRequest, questions: Sequence[str], p: Sequence[float], catalogue: Catalogue, answer: Answer
+    past: Query, questions: Sequence[str], p: Sequence[float], catalogue: Catalogue, answer: Answer
 ) -> tuple[list[Gain], set[str]]:
     """[K] expected gains, exact under the model, and the members that did not answer; all is asked at once."""
     probes = [_probes(question, catalogue) for question in questions]
     everything = list(dict.fromkeys(name for each in probes for several in each.values() for name in several))
-    now = of_known(request, everything)
+    now = of_known(past, everything)
     asked = [now]
     for question, each in zip(questions, probes, strict=True):
         targets = list(dict.fromkeys(name for several in each.values() for name in several))

@@ -12,25 +12,28 @@ from typing import Any
 import numpy as np
 
 from dkt_ray.ensemble.scorer import Scores
-from dkt_ray.serving.contract import PredictRequest, ScoreRequest, StudentRequest, Target
+from dkt_ray.serving.contract import PredictRequest, ScoreRequest, Target
 from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.requests import Student
 
 
-def about(predictor: Predictor, request: StudentRequest, scores: Scores) -> dict[str, Any]:
+def about(predictor: Predictor, student: Student, scores: Scores) -> dict[str, Any]:
     """What every reply says: the fields of `Reply`."""
+    events = len(student.past.question)
     return {
         "model_version": predictor.version,
-        "cold_start": not request.history,
-        "truncated": predictor.truncated(len(request.history), scores.members),
+        "cold_start": not events,
+        "truncated": predictor.truncated(events, scores.members),
+        "older": student.older,
         "degraded": bool(scores.left_out),
         "left_out": list(scores.left_out),
     }
 
 
-def predicted(predictor: Predictor, request: PredictRequest, scores: Scores) -> dict[str, Any]:
+def predicted(predictor: Predictor, student: Student, request: PredictRequest, scores: Scores) -> dict[str, Any]:
     """The fields of `PredictResponse`."""
     names = [target.question for target in request.targets]
-    reply = about(predictor, request, scores)
+    reply = about(predictor, student, scores)
     reply["unknown_questions"] = unknown(names, scores)
     if request.explain:
         reply["weights"] = predictor.weights_without(scores.left_out) if scores.left_out else predictor.weights
@@ -38,9 +41,11 @@ def predicted(predictor: Predictor, request: PredictRequest, scores: Scores) -> 
     return reply
 
 
-def score(predictor: Predictor, request: ScoreRequest, questions: Sequence[str], scores: Scores) -> dict[str, Any]:
+def score(
+    predictor: Predictor, student: Student, request: ScoreRequest, questions: Sequence[str], scores: Scores
+) -> dict[str, Any]:
     """The fields of `ScoreResponse`: the mean over the questions of the set (reference 10.5)."""
-    return about(predictor, request, scores) | {
+    return about(predictor, student, scores) | {
         "score": 100 * float(scores.probability.mean()),
         "target_set": request.target_set,
         "questions": len(questions),

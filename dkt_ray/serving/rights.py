@@ -33,6 +33,7 @@ RIGHTS: Final = (
     Right("POST", "/v1/score", "read"),
     Right("GET", "/v1/users/{user_id}", "read"),
     Right("POST", "/v1/events", "write"),
+    Right("GET", "/v1/events/count", "admin"),  # of all tenants together
     Right("DELETE", "/v1/users/{user_id}", "admin"),
 )
 

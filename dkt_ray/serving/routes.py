@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from dkt_ray.data.query import Query
@@ -25,11 +26,13 @@ from dkt_ray.serving.contract import (
     ScoreRequest,
     ScoreResponse,
     ScoreSets,
+    StudentRequest,
 )
+from dkt_ray.serving.memory import Memory, student_of
 from dkt_ray.serving.predict_batch import Item
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.recommend import recommended
-from dkt_ray.serving.requests import of_known, query
+from dkt_ray.serving.requests import Student, of_known, query
 
 
 class Served(NamedTuple):
@@ -37,6 +40,14 @@ class Served(NamedTuple):
 
     predictor: Predictor
     answer: Callable[[Query], Awaitable[Scores]]  # directly in a test, through dynamic batching in a replica
+
+
+class Asked(NamedTuple):
+    """Whom a request is about, and what answers it."""
+
+    student: Student
+    predictor: Predictor
+    answer: Callable[[Query], Awaitable[Scores]]
 
 
 Choose = Callable[[str | None], Served]  # which bundle answers a student; None: the one that the alias points to
@@ -52,50 +63,51 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
+def scoring(choose: Choose, score_sets: ScoreSets, memory: Memory | None = None) -> APIRouter:
     """The routes that score, for the bundles that answer here.
 
     Args:
         score_sets: name -> questions of a set that `/v1/score` can be asked for.
+        memory: of the users whom a request may name.
     """
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
+    asked = partial(_asked, choose, memory)
 
-    async def predict(request: PredictRequest) -> Response:
+    async def predict(body: PredictRequest, request: Request) -> Response:
         """The probability that the student answers each target right."""
-        predictor, answer = choose(request.student)
-        scores = await answer(query(request, request.targets))
-        return reply(replies.predicted(predictor, request, scores))
+        student, predictor, answer = await asked(body, request)
+        return reply(replies.predicted(predictor, student, body, await answer(query(student.past, body.targets))))
 
-    async def batch(request: BatchRequest) -> Response:
+    async def batch(body: BatchRequest, request: Request) -> Response:
         """The same for up to 256 students, each answered or refused by itself."""
 
         async def one(item: Item) -> dict[str, Any]:
-            predictor, answer = choose(item.request.student)
-            return replies.predicted(predictor, item.request, await answer(item.query))
+            predictor, answer = choose(item.student.key)
+            return replies.predicted(predictor, item.student, item.request, await answer(item.query))
 
-        items = await predict_batch.items(request.students, one)
+        items = await predict_batch.items(body.students, partial(student_of, request=request, memory=memory), one)
         versions = {item["answer"]["model_version"] for item in items if "answer" in item}
         return reply({"items": items}, ", ".join(sorted(versions)))
 
-    async def knowledge_state(request: KnowledgeRequest) -> Response:
+    async def knowledge_state(body: KnowledgeRequest, request: Request) -> Response:
         """Mastery per concept and head, now and after each of the last answers: a mean over at most three questions."""
-        predictor, answer = choose(request.student)
-        plan = knowledge.plan(request, predictor.catalogue)
-        scores = await answer(knowledge.query(request, plan))
-        return reply(replies.about(predictor, request, scores) | knowledge.state(plan, scores.probability))
+        student, predictor, answer = await asked(body, request)
+        plan = knowledge.plan(body, student.past, predictor.catalogue)
+        scores = await answer(knowledge.query(student.past, plan))
+        return reply(replies.about(predictor, student, scores) | knowledge.state(plan, scores.probability))
 
-    async def recommend(request: RecommendRequest) -> Response:
+    async def recommend(body: RecommendRequest, request: Request) -> Response:
         """What to ask next: by success band or by expected gain, with a reason for each question."""
-        predictor, answer = choose(request.student)
-        scores, items, considered = await recommended(request, predictor.catalogue, answer)
-        about = replies.about(predictor, request, scores)
-        return reply(about | {"candidates": considered, "recommendations": items})
+        student, predictor, answer = await asked(body, request)
+        scores, found = await recommended(body, student.past, predictor.catalogue, answer)
+        return reply(replies.about(predictor, student, scores) | found)
 
-    async def score(request: ScoreRequest) -> Response:
+    async def score(body: ScoreRequest, request: Request) -> Response:
         """0 to 100: how much of a set of questions the student is expected to answer right."""
-        predictor, answer = choose(request.student)
-        questions = _score_set(request.target_set, score_sets, predictor.catalogue)
-        return reply(replies.score(predictor, request, questions, await answer(of_known(request, questions))))
+        student, predictor, answer = await asked(body, request)
+        questions = _score_set(body.target_set, score_sets, predictor.catalogue)
+        asked_for = of_known(student.past, questions)
+        return reply(replies.score(predictor, student, body, questions, await answer(asked_for)))
 
     told = examples.openapi(choose(None).predictor.catalogue)
     for path, endpoint, response in (
@@ -107,6 +119,11 @@ def scoring(choose: Choose, score_sets: ScoreSets) -> APIRouter:
     ):
         router.add_api_route(path, endpoint, methods=["POST"], response_model=response, openapi_extra=told[path])
     return router
+
+
+async def _asked(choose: Choose, memory: Memory | None, body: StudentRequest, request: Request) -> Asked:
+    student = await student_of(body, request, memory)
+    return Asked(student, *choose(student.key))
 
 
 def _score_set(name: str, sets: ScoreSets, catalogue: Catalogue) -> Sequence[str]:

@@ -6,6 +6,7 @@ from fastapi.testclient import TestClient
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.predictor import Predictor
 from tests import bundles
+from tests.requests import service
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,10 @@ def client(predictor):
 @pytest.fixture(scope="session")
 def known(predictor):
     return [row["question"] for row in predictor.catalogue.rows]
+
+
+@pytest.fixture
+def api(predictor, tmp_path):
+    """The API with a log of events."""
+    with service(predictor, tmp_path) as client:
+        yield client

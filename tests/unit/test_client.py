@@ -201,6 +201,57 @@ def test_fields_that_are_not_given_are_not_sent(clock):
     assert service.seen[0].headers["x-api-key"] == "k"
 
 
+def test_a_stored_user_is_named_in_place_of_a_history(clock):
+    service = Service(clock, httpx.Response(422, json={}))
+    client = service.client()
+    for ask in (partial(client.predict, ["a"]), client.knowledge_state, client.recommend, client.score):
+        with pytest.raises(RefusedError):
+            ask(user_id="17")
+    assert [json.loads(request.content) for request in service.seen] == [
+        {"user_id": "17", "targets": ["a"]},
+        *[{"user_id": "17"}] * 3,
+    ]
+
+
+def test_events_are_sent_in_parts_under_ids_that_a_further_try_repeats(clock):
+    told = {"added": 2, "waiting": 1, "repeated": 3, "received_at": "2026-03-02T16:00:00Z"}
+    service = Service(clock, httpx.ReadError("reset"), httpx.Response(200, json=told))
+    events = [{"user_id": "17", "question": "q", "correct": 1}] * 1_001 + [{"event_id": "own"}]
+    done = service.client().record(iter(events))
+    assert (done.added, done.waiting, done.repeated) == (4, 2, 6)
+    sent = [json.loads(request.content)["events"] for request in service.seen]
+    assert [len(several) for several in sent] == [1000, 1000, 2]
+    assert sent[0] == sent[1]
+    ids = [event["event_id"] for several in sent[1:] for event in several]
+    assert len({*ids}) == 1_002
+    assert ids[-1] == "own"
+
+
+@pytest.mark.parametrize("status", [404, 409, 410])
+def test_what_became_of_a_user_or_an_event_is_said_with_its_status(clock, status):
+    service = Service(clock, httpx.Response(status, json={"detail": "gone"}))
+    client = service.client()
+    for ask in (lambda: client.user("a/b.c", answers=2), lambda: client.forget("a/b.c"), lambda: client.record([{}])):
+        with pytest.raises(RefusedError) as caught:
+            ask()
+        assert caught.value.status == status
+    assert [(request.method, request.url.raw_path) for request in service.seen[:2]] == [
+        ("GET", b"/v1/users/a%2Fb%2Ec?answers=2"),
+        ("DELETE", b"/v1/users/a%2Fb%2Ec"),
+    ]
+
+
+def test_the_key_is_the_one_that_is_given_or_else_that_of_the_environment(clock, monkeypatch):
+    service = Service(clock, ready())
+    monkeypatch.setenv("DKT_API_KEY", "of the environment")
+    service.client().ready()
+    service.client(api_key="given").ready()
+    monkeypatch.delenv("DKT_API_KEY")
+    service.client().ready()
+    sent = [request.headers.get("authorization") for request in service.seen]
+    assert sent == ["Bearer of the environment", "Bearer given", None]
+
+
 def test_a_single_id_is_one_question_or_concept(clock):
     service = Service(clock, httpx.Response(422, json={}))
     client = service.client()
@@ -265,9 +316,14 @@ def test_the_python_of_the_readme_runs(connected, capsys):
     assert 0 < float(capsys.readouterr().out.split()[0]) < 1
 
 
-def test_the_curl_lines_of_the_readme_are_answered(client):
-    curl = r"curl -s http://127.0.0.1:8000(\S+) -H 'Content-Type: application/json' -d '(.*?)'"
-    lines = re.findall(curl, README, re.DOTALL)
-    assert lines
-    for path, body in lines:
-        assert post(client, body, path).status_code == 200
+def test_the_curl_lines_of_the_readme_are_answered(api):
+    lines = re.findall(
+        r"^curl -s(?: -X (\S+))? http://127.0.0.1:8000(\S+)(.*?)$(?=\n[^ }])", README, re.DOTALL | re.MULTILINE
+    )
+    assert {verb for verb, _, _ in lines} == {"", "DELETE"}
+    assert {path for _, path, _ in lines} >= {"/v1/predict", "/v1/events", "/v1/users/student-17"}
+    for verb, path, rest in lines:
+        body = re.fullmatch(r" -H 'Content-Type: application/json' -d '(.*)'", rest, re.DOTALL)
+        assert body or not rest, rest
+        answer = post(api, body[1], path) if body else api.request(verb or "GET", path)
+        assert answer.status_code == 200, path

@@ -7,6 +7,7 @@ import pytest
 
 from dkt_ray.serving import knowledge
 from dkt_ray.serving.contract import KnowledgeRequest
+from dkt_ray.serving.requests import brought
 from tests.requests import event, post
 
 KNOWLEDGE = "/v1/knowledge-state"
@@ -70,20 +71,24 @@ def test_the_trajectory_is_the_state_after_each_of_the_last_answers(client, know
     assert np.ptp(trajectories, axis=1).min() > 0.001
 
 
+def planned(catalogue, **fields):
+    request = KnowledgeRequest(**fields)
+    past = brought(request).past
+    plan = knowledge.plan(request, past, catalogue)
+    return plan, knowledge.query(past, plan)
+
+
 def test_no_moment_has_a_time_where_the_present_one_has_none(predictor, known):
-    request = KnowledgeRequest(history=timed(known, 5), steps=2, concepts=["1"])
-    assert knowledge.query(request, knowledge.plan(request, predictor.catalogue)).at is None
+    _, query = planned(predictor.catalogue, history=timed(known, 5), steps=2, concepts=["1"])
+    assert query.at is None
 
 
 def test_each_moment_is_asked_at_the_time_of_its_answer_where_the_present_one_has_a_time(predictor, known):
-    request = KnowledgeRequest(history=timed(known, 5), at=1772567200, steps=2, concepts=["1"])
-    plan = knowledge.plan(request, predictor.catalogue)
-    query = knowledge.query(request, plan)
+    plan, query = planned(predictor.catalogue, history=timed(known, 5), at=1772567200, steps=2, concepts=["1"])
     times, probes = [1772467200000 + 977000 * index for index in (3, 4)], len(plan.questions)
     assert query.at == [times[0]] * probes + [times[1]] * probes + [1772567200000] * probes
     assert query.seen == [4] * probes + [5] * probes + [5] * probes
     assert query.target == plan.questions * 3
-    assert knowledge.query(request.model_copy(update={"at": None}), plan).at is None
 
 
 def test_steps_are_as_many_as_there_are_answers(client, known):
@@ -107,12 +112,11 @@ def test_concepts_are_those_of_the_latest_answers_first(predictor, known):
     of = predictor.catalogue.concepts_of
     spare = next(concept for concept in predictor.catalogue.concepts if concept not in of[known[6]])
     history = [event(known[5]), event(known[6]), event("new", concepts=["mine"]), event("new", concepts=[spare])]
-    shown = list(knowledge.plan(KnowledgeRequest(history=history), predictor.catalogue).concepts)
+    shown = list(planned(predictor.catalogue, history=history)[0].concepts)
     assert shown[0] == spare
     assert set(shown[: 1 + len(of[known[6]])]) == {spare, *of[known[6]]}
     assert set(shown) == set(predictor.catalogue.concepts)
-    few = KnowledgeRequest(history=history, limit=2)
-    assert len(knowledge.plan(few, predictor.catalogue).concepts) == 2
+    assert len(planned(predictor.catalogue, history=history, limit=2)[0].concepts) == 2
 
 
 def test_too_many_probes_are_refused_with_the_number_to_lower(client, known, monkeypatch):
@@ -139,7 +143,6 @@ def test_a_bundle_without_concepts_and_heads_has_none_to_tell(predictor):
         concepts_of = MappingProxyType({})
         probes = head_probes = staticmethod(lambda names: {})
 
-    request = KnowledgeRequest(history=[event()])
-    plan = knowledge.plan(request, Bare())
-    scores = predictor.answer([knowledge.query(request, plan)])[0]
+    plan, query = planned(Bare(), history=[event()])
+    scores = predictor.answer([query])[0]
     assert knowledge.state(plan, scores.probability) == {"steps": 1, "concepts": [], "heads": []}

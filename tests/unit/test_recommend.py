@@ -10,6 +10,7 @@ from dkt_ray.data.query import Query
 from dkt_ray.errors import OverloadedError
 from dkt_ray.serving import recommend
 from dkt_ray.serving.contract import RecommendRequest
+from dkt_ray.serving.requests import brought
 from tests.requests import event, post
 
 RECOMMEND = "/v1/recommend"
@@ -109,8 +110,9 @@ def test_fewer_questions_are_compared_after_a_long_history(predictor, known):
         sizes.clear()
         history = [event("q")] * events
         request = RecommendRequest(history=history, by="gain", exclude_last=0, limit=100)
-        _, items, _ = asyncio.run(recommend.recommended(request, predictor.catalogue, answer))
-        assert len(items) == compared
+        past = brought(request).past
+        _, found = asyncio.run(recommend.recommended(request, past, predictor.catalogue, answer))
+        assert len(found["recommendations"]) == compared
         assert len(sizes) == 2 + 2 * compared
         assert sum(sizes[2:]) <= 110_000
 
@@ -132,7 +134,7 @@ def test_when_a_replica_is_full_the_rest_of_a_comparison_is_given_up(predictor, 
 
     async def ask():
         with pytest.raises(OverloadedError):
-            await recommend.recommended(request, predictor.catalogue, answer)
+            await recommend.recommended(request, brought(request).past, predictor.catalogue, answer)
         await asyncio.sleep(0)  # so that what was cancelled ends
 
     asyncio.run(ask())
