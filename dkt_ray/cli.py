@@ -77,6 +77,7 @@ JOBS: Final = {
         "ChampionConfig",
         "own",
     ),
+    "export": Job("write the log's graded events to the store, each once", "pipelines.export", "ExportConfig", "none"),
     "demo": Job(
         "the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", "own"
     ),

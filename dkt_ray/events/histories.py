@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from sqlalchemy import Connection, Engine, Select, Table, delete, func, insert, select, update
 
 from dkt_ray.errors import UnavailableError
+from dkt_ray.events import tombstones
 from dkt_ray.events.database import retried, truncate_wal, written
 from dkt_ray.events.model import Event, ForgottenError, History, Receipt
 from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS, TOMBSTONES
@@ -132,14 +133,9 @@ class SqlHistories:
 
     def _meet_deletions(self) -> None:
         tombstone, retention = self._met
-        query = select(TOMBSTONES.c.number, TOMBSTONES.c.mark).where(TOMBSTONES.c.number > tombstone)
-
-        def rows() -> tuple[list[Any], int]:
-            with self._engine.connect() as connection:
-                return [*connection.execute(query)], _highest(connection, RETENTIONS)
-
-        buried, newest = retried(rows)
+        buried = tombstones.buried(self._engine, tombstone)
         self._forget([each.mark for each in buried])
+        newest = retried(lambda: _newest(self._engine))[1]
         if newest > retention:
             self._clear()
         self._met = max((each.number for each in buried), default=tombstone), newest

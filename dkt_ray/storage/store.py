@@ -148,17 +148,17 @@ class Store(ABC):
 
     def write_table(self, key: str, table: pa.Table) -> str:
         """Write a table as Parquet (zstd); returns the version."""
-        return self.write(key, _parquet(table))
+        return self.write(key, parquet_bytes(table))
 
     def write_parquet(self, key: str, table: pa.Table) -> int:
         """Write a table as Parquet (zstd); returns the number of bytes."""
-        data = _parquet(table)
+        data = parquet_bytes(table)
         self.write(key, data)
         return len(data)
 
     def keep_table(self, name: str, table: pa.Table) -> Kept:
         """Write a table as `NAME-DIGEST.parquet`: another content is another object, so what is there never changes."""
-        data = _parquet(table)
+        data = parquet_bytes(table)
         key = f"{name}-{hashlib.sha256(data).hexdigest()[:DIGEST_CHARACTERS]}.parquet"
         self.write(key, data)
         return Kept(key, len(data))
@@ -193,7 +193,8 @@ class Store(ABC):
             [*pool.map(receive, keys)]
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as Parquet (zstd)."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()

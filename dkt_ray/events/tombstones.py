@@ -1,0 +1,63 @@
+"""Who was deleted: read from a database of events, and kept in the store for those who have no database.
+
+forgotten/marks.txt   keyed hashes of deleted users, one a line, sorted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from sqlalchemy import Engine, select
+
+from dkt_ray.errors import ConflictError, NotFoundError
+from dkt_ray.events.database import retried
+from dkt_ray.events.tables import TOMBSTONES
+from dkt_ray.storage import Store
+
+MARKS: Final = "forgotten/marks.txt"
+
+
+class Tombstone(NamedTuple):
+    """A deleted user."""
+
+    number: int  # grows with each deletion
+    mark: str  # `Privacy.mark`
+
+
+def buried(engine: Engine, after: int = 0) -> list[Tombstone]:
+    """The tombstones with a higher number, in their order."""
+    query = select(TOMBSTONES.c.number, TOMBSTONES.c.mark).where(TOMBSTONES.c.number > after)
+
+    def rows() -> list[Tombstone]:
+        with engine.connect() as connection:
+            return [Tombstone(*row) for row in connection.execute(query.order_by(TOMBSTONES.c.number))]
+
+    return retried(rows)
+
+
+def forgotten(store: Store) -> frozenset[str]:
+    """The marks that the store knows."""
+    try:
+        return frozenset(store.read(MARKS).decode("ascii").split())
+    except NotFoundError:
+        return frozenset()
+
+
+def remember(store: Store, marks: Collection[str]) -> int:
+    """Let the store know of marks; returns how many are new to it."""
+    while True:
+        try:
+            data, version = store.read_versioned(MARKS)
+        except NotFoundError:
+            data, version = b"", None
+        known = set(data.decode("ascii").split())
+        new = set(marks) - known
+        if not new:
+            return 0
+        text = "".join(f"{mark}\n" for mark in sorted(known | new))
+        try:
+            store.write_if(MARKS, text.encode("ascii"), version)
+        except ConflictError:
+            continue  # somebody else added some: they stay
+        return len(new)
