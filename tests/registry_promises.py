@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dkt_ray.errors import BundleError, ConfigError, ConflictError, NotFoundError, StorageError
+from dkt_ray.privacy import Privacy
+from dkt_ray.registry.forgotten import forgotten, mark_bundles
 from dkt_ray.registry.store import AliasEntry, Registry
 from dkt_ray.storage import Store
 
@@ -211,3 +213,33 @@ class RegistryPromises:
         assert [entry.version for entry in history] == list(range(1, threads * moves_each + 2))
         assert [entry.previous for entry in history[1:]] == [entry.bundle for entry in history[:-1]]
         assert sum(lost for _, lost in results) > 0, "the threads never met: the race was not tested"
+
+    def test_bundles_that_were_trained_on_deleted_users_are_marked(self, registry: Registry, tmp_path: Path) -> None:
+        mark = Privacy(b"key").mark
+        trained = {"a": ["ann", "bob"], "b": ["bob", "cem"], "c": []}
+        digest: dict[str, str] = {}
+        for name, users in trained.items():
+            folder, digest[name] = make_bundle(tmp_path / "source", name)
+            if users:  # none: made without a key, so it does not say
+                (folder / "users.txt").write_text("".join(f"{each}\n" for each in sorted(map(mark, users))))
+            registry.publish(folder, digest[name])
+        assert mark_bundles(registry, [mark("dan")]) == []
+        assert forgotten(registry) == {}
+        assert mark_bundles(registry, [mark("ann")]) == [digest["a"]]
+        first = forgotten(registry)
+        assert {key: each.count for key, each in first.items()} == {digest["a"]: 1}
+        for _ in range(2):
+            assert mark_bundles(registry, [mark("ann"), mark("bob")]) == sorted([digest["a"], digest["b"]])
+        found = forgotten(registry)
+        assert {key: each.count for key, each in found.items()} == {digest["a"]: 2, digest["b"]: 1}
+        assert found[digest["a"]].since == first[digest["a"]].since
+        assert len(registry.list()) == 3
+
+    def test_two_who_mark_a_bundle_at_once_lose_no_user(self, registry: Registry, tmp_path: Path) -> None:
+        marks = [Privacy(b"key").mark(f"user {number}") for number in range(16)]
+        folder, digest = make_bundle(tmp_path / "source", "a")
+        (folder / "users.txt").write_text("".join(f"{each}\n" for each in sorted(marks)))
+        registry.publish(folder, digest)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda mark: mark_bundles(registry, [mark]), marks)) == [[digest]] * 16
+        assert forgotten(registry)[digest].count == 16

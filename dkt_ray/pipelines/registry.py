@@ -12,6 +12,7 @@ from dkt_ray.config import Config
 from dkt_ray.errors import ConfigError
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.clean_process import verify_apart
+from dkt_ray.registry.forgotten import forgotten
 from dkt_ray.registry.store import Registry
 from dkt_ray.storage import open_store
 
@@ -41,7 +42,8 @@ def run(config: RegistryConfig) -> dict[str, Any]:
     """Do one action. A move of an alias does not touch a running service: `dkt rollout` does both.
 
     Returns:
-        list: bundles (the newest first), alias, history; verify: bundle, verified; promote and rollback: the move.
+        list: bundles (the newest first; forgotten: how many of its training users were deleted, and since when), alias,
+        history; verify: bundle, verified; promote and rollback: the move.
 
     Raises:
         NotFoundError: no such bundle or alias.
@@ -53,8 +55,12 @@ def run(config: RegistryConfig) -> dict[str, Any]:
 
 def _list(registry: Registry, config: RegistryConfig) -> dict[str, Any]:
     entry = registry.alias(config.alias)
+    marked = forgotten(registry)
     return {
-        "bundles": [asdict(each) for each in registry.list()],
+        "bundles": [
+            asdict(each) | ({"forgotten": asdict(marked[each.digest])} if each.digest in marked else {})
+            for each in registry.list()
+        ],
         "alias": {config.alias: entry.bundle if entry else None},
         "history": [asdict(move) for move in registry.history(config.alias)],
     }

@@ -4,6 +4,7 @@
     bundles/<digest>.json              when it was published
     aliases/<alias>.json               the newest move of the alias: where it points
     aliases/history/<alias>/<n>.json   the moves before it
+    marks/<digest>.json                training users of a bundle who were deleted since, see `forgotten.py`
 
 The alias object is the one truth: a move happens when its conditional write succeeds, and its content carries the
 number of the move, so that no two moves look alike. Whoever wants to make move n + 1 first copies move n from the alias
@@ -105,9 +106,12 @@ class Registry:
 
     def list(self) -> Bundles:
         """All complete bundles, the newest first."""
+        return sorted(map(self._entry, self.digests()), key=lambda entry: (entry.created, entry.digest), reverse=True)
+
+    def digests(self) -> tuple[str, ...]:
+        """Digests of all complete bundles."""
         keys = self.store.list("bundles")
-        digests = [key.split("/")[1] for key in keys if key.count("/") == 2 and key.endswith(f"/{MANIFEST}")]
-        return sorted(map(self._entry, digests), key=lambda entry: (entry.created, entry.digest), reverse=True)
+        return tuple(key.split("/")[1] for key in keys if key.count("/") == 2 and key.endswith(f"/{MANIFEST}"))
 
     def alias(self, name: str) -> AliasEntry | None:
         """Where an alias points; None where there is no such alias."""
