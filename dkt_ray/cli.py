@@ -71,6 +71,12 @@ JOBS: Final = {
         "cluster",
     ),
     "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "lazy"),
+    "predict": Job(
+        "ask a service or a bundle how likely right answers are", "pipelines.predict", "PredictConfig", "none"
+    ),
+    "events": Job(
+        "send a log of answers to a service that keeps them, or count", "pipelines.events", "EventsConfig", "none"
+    ),
     "champion": Job(
         "make the champion in one command: prepare, tune, ensemble, publish",
         "pipelines.champion",

@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 
+import httpx
 from fastapi.testclient import TestClient
 
 from dkt_ray.events.sql import open_events
@@ -20,6 +21,17 @@ def post(client, body, path="/v1/predict", **headers):
 
 def event(question="q", correct=1, **more):
     return {"question": question, "correct": correct} | more
+
+
+def forwarded(client):
+    """What connects `dkt_ray.Client` to an app in this process."""
+
+    def forward(request):
+        path = request.url.raw_path.decode()
+        answer = client.request(request.method, path, content=request.content, headers=dict(request.headers))
+        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+    return httpx.MockTransport(forward)
 
 
 @contextmanager

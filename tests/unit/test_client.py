@@ -15,7 +15,7 @@ import pytest
 from dkt_ray import client as module
 from dkt_ray.client import Client, NoAnswerError, RefusedError
 from dkt_ray.errors import ConfigError
-from tests.requests import post
+from tests.requests import forwarded, post
 
 ANSWER = {"status": "ready"}
 
@@ -285,12 +285,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 def connected(client, monkeypatch):
     """The package's own client, connected to the app."""
 
-    def forward(request):
-        path = request.url.raw_path.decode()
-        answer = client.request(request.method, path, content=request.content, headers=dict(request.headers))
-        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
-
-    monkeypatch.setattr(module, "Client", partial(Client, transport=httpx.MockTransport(forward)))
+    monkeypatch.setattr(module, "Client", partial(Client, transport=forwarded(client)))
     return module.Client()
 
 

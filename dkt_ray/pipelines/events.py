@@ -1,0 +1,134 @@
+"""`dkt events`: send a log of answers to a service that keeps them, or ask how many it has."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any, ClassVar, NamedTuple
+
+import polars as pl
+from pydantic import Field
+
+from dkt_ray.client import Client, NoAnswerError, RefusedError
+from dkt_ray.config import Config
+from dkt_ray.data import reader
+from dkt_ray.data.parse import locate, parse
+from dkt_ray.errors import DktError
+from dkt_ray.log import progress
+from dkt_ray.schema import CONCEPT_SEPARATOR, UNKNOWN
+from dkt_ray.serving.events_contract import MAX_EVENTS
+from dkt_ray.storage import list_inputs
+
+logger = logging.getLogger(__name__)
+
+Fields = dict[str, Any]
+
+
+class EventsConfig(Config):
+    """Settings of `dkt events`."""
+
+    positional: ClassVar[str | None] = "path"
+
+    path: str | None = None
+    """A log to be sent: a file, folder or glob of .csv, .csv.gz or .parquet with the six-column schema, local or on
+    s3://. Hidden answers (-1) are sent without a grade. Unset: only count what the service has."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns with other names than the six-column schema's, e.g. {user: student_id}."""
+    name: str | None = None
+    """What the log is called in the ids of its events, NAME:ROW; unset: each file's name. The same rows under the same
+    name are the same events, so that a command that was interrupted can be given again."""
+    url: str = "http://127.0.0.1:8000"
+    """Address of the service; its key, where it wants one, is taken from DKT_API_KEY."""
+    deadline_s: float = Field(default=60.0, gt=0)
+    """How long the service may take over 1,000 events, all tries together."""
+
+
+class Part(NamedTuple):
+    """Some rows of a log."""
+
+    events: list[Fields]
+    rejected: int  # rows beside them that are no answers
+    why: str  # the first of these
+
+
+def run(config: EventsConfig) -> dict[str, Any]:
+    """Send a log, or count.
+
+    Returns:
+        added, waiting, repeated, rejected (rows that are no answers), seconds; without a path: events.
+
+    Raises:
+        InputError: no such file, or a column is missing.
+        DktError: the service refuses events or does not answer; what was sent before them is kept.
+    """
+    started = time.monotonic()
+    with Client(config.url, deadline_s=config.deadline_s) as client:
+        if config.path is None:
+            return {"events": client.events().events}
+        totals = dict.fromkeys(("added", "waiting", "repeated", "rejected"), 0)
+        paths = list_inputs(config.path)
+        for path in paths:
+            _send(path, config, client, totals)
+    logger.info("%s", ", ".join(f"{count} {word}" for word, count in totals.items()))
+    return totals | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def parts(path: str, columns: Mapping[str, str], name: str, rows: int = MAX_EVENTS) -> Iterator[Part]:
+    """A file's rows as events, in their order.
+
+    Args:
+        columns: canonical name -> column in the file, as `parse.locate` found them.
+        name: of the file in the ids of events.
+        rows: of one part.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    for source in reader.sources([path]):
+        for block in reader.blocks(source, columns):
+            found = parse(block.raw, path, block.rows)
+            bad = pl.concat([block.malformed, found.rejected])
+            events = _events(found.good, columns, name)
+            yield Part(events[:rows], len(bad), bad["reason"][0] if len(bad) else "")
+            for start in range(rows, len(events), rows):
+                yield Part(events[start : start + rows], 0, "")
+
+
+def _send(path: str, config: EventsConfig, client: Client, totals: dict[str, int]) -> None:
+    columns = locate(reader.header(path), config.columns, path)
+    name = config.name or PurePath(path).name
+    blocks = (block for source in reader.sources([path]) for block in reader.blocks(source, columns))
+    total = sum(len(block.raw) + len(block.malformed) for block in blocks)
+    with progress(f"send {PurePath(path).name}", total) as done:
+        for part in parts(path, columns, name):
+            if part.rejected:
+                totals["rejected"] += part.rejected
+                logger.warning("%s: %d rows are no answers, the first: %s", path, part.rejected, part.why)
+            try:
+                sent = client.record(part.events)
+            except (RefusedError, NoAnswerError) as error:
+                before = f"all events before {part.events[0]['event_id']} are kept, and none is kept twice"
+                raise DktError(f"{path}: {error}; {before}: give the same command again") from error
+            for word in ("added", "waiting", "repeated"):
+                totals[word] += getattr(sent, word)
+            done.advance(len(part.events) + part.rejected)
+
+
+def _events(rows: pl.DataFrame, columns: Mapping[str, str], name: str) -> list[Fields]:
+    """Rows as `/v1/events` reads them; what the file does not know is left out."""
+    told = [
+        pl.format("{}:{}", pl.lit(name), "row").alias("event_id"),
+        pl.col("user").alias("user_id"),
+        "question",
+        pl.when(pl.col("correct") != UNKNOWN).then("correct").alias("correct"),
+    ]
+    if "timestamp" in columns:
+        time_ = pl.from_epoch("timestamp", "ms").dt.strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
+        told.append(time_.alias("answered_at"))
+    if "test" in columns:
+        told.append(pl.when(pl.col("test") != "").then("test").alias("test"))
+    if "concepts" in columns:
+        told.append(pl.when(pl.col("concepts") != "").then(pl.col("concepts").str.split(CONCEPT_SEPARATOR)))
+    return rows.select(told).to_dicts()
