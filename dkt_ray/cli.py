@@ -70,6 +70,7 @@ JOBS: Final = {
         "RollbackConfig",
         "cluster",
     ),
+    "keys": Job("make, rotate, revoke and list API keys", "serving.issue", "KeysConfig", "none"),
     "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "lazy"),
     "predict": Job(
         "ask a service or a bundle how likely right answers are", "pipelines.predict", "PredictConfig", "none"

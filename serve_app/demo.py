@@ -9,6 +9,7 @@ One replica: a Gradio session lives in one process. The page holds no model and 
 
 import asyncio
 import html
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from dkt_ray.serving import page
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.page import Answer, Future, Question
 
+API_KEY: Final = "DKT_API_KEY"  # in the environment, where the API takes keys
 CATALOGUE_SIZE: Final = 300
 CATALOGUE_TTL_S: Final = 30.0
 
@@ -49,8 +51,13 @@ class Service:
 
     def __init__(self, args: DemoPageArgs, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._base = args.api
+        key = os.environ.get(API_KEY)
         self._client = httpx.AsyncClient(
-            base_url=args.api, timeout=args.timeout_s, transport=transport, trust_env=False
+            base_url=args.api,
+            timeout=args.timeout_s,
+            transport=transport,
+            trust_env=False,
+            headers={"authorization": f"Bearer {key}"} if key else None,
         )
         self._catalogue: tuple[Question, ...] = ()
         self._fetched = -CATALOGUE_TTL_S

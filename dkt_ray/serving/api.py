@@ -17,7 +17,7 @@ from dkt_ray.data.query import Query
 from dkt_ray.serving import edge, events, series
 from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
 from dkt_ray.serving.guard import Guard
-from dkt_ray.serving.keys import Keys
+from dkt_ray.serving.keys import Known
 from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.monitoring import monitoring
 from dkt_ray.serving.predictor import Predictor, describe
@@ -37,7 +37,7 @@ def build_app(
     score_sets: ScoreSets | None = None,
     challenger: Predictor | None = None,
     telemetry: Telemetry | None = None,
-    keys: Callable[[], Keys | None] = lambda: None,
+    known: Callable[[], Known] = Known,
     memory: Memory | None = None,
 ) -> FastAPI:
     """Make the app.
@@ -48,7 +48,7 @@ def build_app(
         score_sets: name -> questions of a set that `/v1/score` can be asked for.
         challenger: the other bundle that answers here while a rollout is under way.
         telemetry: where the requests are told of; None: in `/metrics` and the log.
-        keys: asked once per request; None: everybody may do everything.
+        known: the keys that count, asked once per request.
         memory: of users; None: requests bring their histories along.
     """
     app = FastAPI(
@@ -69,7 +69,7 @@ def build_app(
         if each is not None:
             telemetry.watch(each)
     app.include_router(monitoring(predictor, telemetry))
-    edge.install(app, predictor.version, names_requests, Middleware(Guard, keys, refused))
+    edge.install(app, predictor.version, names_requests, Middleware(Guard, known, refused))
     app.add_middleware(Observed, telemetry=telemetry)  # last, so outermost
     return app
 

@@ -9,7 +9,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import ray
 from fastapi import FastAPI
@@ -25,7 +25,7 @@ from dkt_ray.events.database import check_shared, events_url
 from dkt_ray.events.sql import open_events
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
-from dkt_ray.serving import series
+from dkt_ray.serving import fleet, series
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.breaker import BreakerConfig, Breakers
@@ -35,6 +35,7 @@ from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.ray_series import RaySeries
+from dkt_ray.serving.ring import Ring
 from dkt_ray.serving.series import SHORT, Meters, tally
 from dkt_ray.serving.split import Split
 from dkt_ray.serving.telemetry import Telemetry
@@ -85,6 +86,9 @@ class ServeArgs(Config):
     """Logical CPUs that a replica reserves."""
     graceful_shutdown_s: float = Field(default=20.0, gt=0)
     """How long a replica that leaves may finish its requests."""
+    keys: Literal["auto", "required"] = "auto"
+    """API keys (`dkt keys`) are asked for where there are any; auto: without any, nothing is served off loopback;
+    required: not there either, as behind a proxy with TLS."""
     breaker: BreakerConfig = BreakerConfig()
     """When a member of the ensemble that fails is left out."""
     access_log: bool = True
@@ -112,6 +116,8 @@ class Replica:
         log.configure(json=True)
         self._batchers: list[Batcher] = []
         self._telemetry = _telemetry(args)
+        self._ring = Ring(open_store(args.store), fleet.replicas, args.keys == "required" or not fleet.on_loopback())
+        self._ring.watch()
         self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
         self._memory = self._remember()
 
@@ -153,6 +159,7 @@ class Replica:
             challenger=self._split.challenger,
             telemetry=self._telemetry,
             memory=self._memory,
+            known=lambda: self._ring.known,
         )
 
     def direct(self, traffic: Traffic) -> Findings:

@@ -27,8 +27,10 @@ from starlette.requests import ClientDisconnect
 from dkt_ray.errors import OverloadedError, UnavailableError
 from dkt_ray.serving import rights
 from dkt_ray.serving.contract import FieldError
+from dkt_ray.serving.nesting import depth
 
 MAX_BODY: Final = 8 << 20  # bytes
+MAX_DEPTH: Final = 32  # arrays and objects inside each other
 DEADLINE: Final = b"x-request-deadline-ms"
 MAX_WAIT_S: Final = 30.0  # also for requests that name no deadline, and whatever a proxy in front was told
 GONE: Final = 0.0  # a limit in the past: nobody is there to be told
@@ -131,8 +133,12 @@ class Edge:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, limit: asyncio.Timeout) -> None:
         body = await _read(receive)
+        request_id = scope["state"]["request_id"]
         if body is None:
-            await _too_large(scope["path"], scope["state"]["request_id"])(scope, receive, send)
+            await _too_large(scope["path"], request_id)(scope, receive, send)
+            return
+        if unreadable := _unreadable(body):
+            await problem(HTTPStatus.BAD_REQUEST, unreadable, scope["path"], request_id)(scope, receive, send)
             return
         gone = asyncio.create_task(_until_gone(receive, limit))
         try:
@@ -193,8 +199,18 @@ def _refusal(headers: Mapping[bytes, bytes], scope: Scope, request_id: str) -> R
     if media != b"application/json":
         detail = "Content-Type is not application/json; send the request as JSON with that header"
         return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, path, request_id)
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        detail = "Content-Encoding is not taken; send the body as it is"
+        return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, path, request_id)
     length = headers.get(b"content-length", b"0")
     return _too_large(path, request_id) if length.isdigit() and int(length) > MAX_BODY else None
+
+
+def _unreadable(body: bytes) -> str | None:
+    """Why no parser should see a body."""
+    if b"\0" in body:
+        return "The body is not JSON in UTF-8"
+    return f"The body is nested deeper than {MAX_DEPTH} levels" if depth(body) > MAX_DEPTH else None
 
 
 def _too_large(path: str, request_id: str) -> Response:

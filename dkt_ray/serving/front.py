@@ -1,4 +1,4 @@
-"""What runs in front of Serve: its own refusals as problem details, and no client that lifts its limits.
+"""What runs in front of Serve: its own refusals as problem details, and no client that steers it by headers.
 
 Serve calls `middlewares` in its proxy, or in each replica where replicas are reached without one, when
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it (`session.EVERYWHERE`).
@@ -12,9 +12,14 @@ from typing import Final
 
 from starlette.middleware import Middleware
 
-from dkt_ray.serving.edge import App, Message, Receive, Scope, Send, problem
+from dkt_ray.serving.edge import REQUEST_ID, SAFE, App, Message, Receive, Scope, Send, problem
 
-LIFTS_LIMITS: Final = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
+STEERS: Final = {  # Serve reads these: a limit lifted, a model to be loaded, a replica to be chosen
+    "x_request_timeout_seconds",
+    "x_request_disconnect_disabled",
+    "serve_multiplexed_model_id",
+    "x_session_id",
+}
 KEPT: Final = ("retry-after", "x-request-id")
 OF_SERVE: Final = {  # answers that Serve gives as plain text
     408: "No answer was there within the service's time limit; send less in one request, or try again later",
@@ -36,7 +41,7 @@ class Front:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Serve's health check and routes
             await self.app(scope, receive, send)
             return
-        scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in LIFTS_LIMITS]
+        scope["headers"] = [pair for pair in scope["headers"] if _passes(*pair)]
         started = replaced = False
 
         async def explained(message: Message) -> None:
@@ -56,6 +61,14 @@ class Front:
             await _problem(scope["path"], 502, dict(scope["headers"]))(scope, receive, send)
 
 
+def _passes(name: bytes, value: bytes) -> bool:
+    """Whether Serve may see a header; a request id that cannot be one would be echoed, logged, and not be ours."""
+    plain = name.decode("latin-1").lower().replace("-", "_")  # Serve takes hyphens for underscores
+    if plain == "x_request_id":
+        return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
+    return plain not in STEERS
+
+
 def middlewares() -> list[Middleware]:
     """What Serve puts in front of itself."""
     return [Middleware(Front)]
@@ -63,4 +76,4 @@ def middlewares() -> list[Middleware]:
 
 def _problem(path: str, status: int, headers: Mapping[bytes, bytes]) -> App:
     kept = {name: headers[name.encode()].decode("latin-1") for name in KEPT if name.encode() in headers}
-    return problem(HTTPStatus(status), OF_SERVE[status], path, kept.get("x-request-id", ""), headers=kept)
+    return problem(HTTPStatus(status), OF_SERVE[status], path, kept.get("x-request-id", ""), headers=SAFE | kept)

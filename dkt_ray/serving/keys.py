@@ -1,4 +1,4 @@
-"""API keys: what is kept of them (`keys/keys.json` in the store), how one is recognised, made, rotated and revoked.
+"""API keys: what is kept of them (`keys/keys.json` in the store), how one is made, and how it is recognised.
 
 A key is `dkt_<id>_<secret>`: the id finds it, a SHA-256 of the whole proves it. A secret has 256 random bits, which
 nobody guesses, so that a slow hash would protect nothing. One who is known by name may have two keys at a time: the new
@@ -12,7 +12,7 @@ import hmac
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -85,12 +85,14 @@ class Keys(Config):
 
     def put(self, holder: Holder) -> Keys:
         """With a holder in the place of the one of that name, or after all others."""
-        before = {each.name: each for each in self.holders}
-        return Keys(holders=tuple((before | {holder.name: holder}).values()))
+        return Keys(holders=tuple(({each.name: each for each in self.holders} | {holder.name: holder}).values()))
 
-    def without(self, name: str) -> Keys:
-        """Without the holder of that name."""
-        return Keys(holders=tuple(each for each in self.holders if each.name != name))
+
+class Known(NamedTuple):
+    """What a replica knows of keys."""
+
+    keys: Keys | None = None  # None: there are none, and everybody may do everything
+    replicas: int = 1  # among which rates are divided
 
 
 def make(now: datetime, days: float | None) -> tuple[str, Key]:
@@ -102,11 +104,6 @@ def make(now: datetime, days: float | None) -> tuple[str, Key]:
     text = f"dkt_{secrets.token_hex(6)}_{secrets.token_hex(32)}"
     expires = None if days is None else now + timedelta(days=days)
     return text, Key(id=text.split("_")[1], sha256=_sha256(text), made=now, expires=expires)
-
-
-def active(holder: Holder, now: datetime) -> tuple[Key, ...]:
-    """A holder's keys that have not expired."""
-    return tuple(key for key in holder.keys if key.expires is None or key.expires > now)
 
 
 def utc_now() -> datetime:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dkt_ray.data.query import Query
 from dkt_ray.errors import OverloadedError, UnavailableError
 from dkt_ray.events.model import ForgottenError
-from dkt_ray.serving import edge
+from dkt_ray.serving import edge, ratelimit
 from dkt_ray.serving.contract import MAX_ROWS, FieldError, PredictRequest
 from dkt_ray.serving.requests import Student, query
 from dkt_ray.serving.trace import about
@@ -46,6 +46,7 @@ async def items(students: Sequence[Any], find: Find, answer: AnswerItem) -> list
         FieldError: too many rows together.
         OverloadedError: too much is waiting: the request can be sent again as it is.
     """
+    ratelimit.charge(len(students) - 1)
     read = await asyncio.gather(*(_read(value, f"/students/{index}", find) for index, value in enumerate(students)))
     good = {index: item for index, item in enumerate(read) if isinstance(item, Item)}
     rows = sum(item.query.rows for item in good.values())

@@ -124,6 +124,7 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
     digest = resolve(registry, config.bundle)
     entry, before = registry.alias(config.alias), service.running(config)
     after = _arguments(config, digest, before)
+    service.check_keys(after, config)
     try:
         footprint = stages.run("verify", lambda: _verify(registry, digest, config), Footprint.told)
         starting = max(service.replicas(), after.min_replicas)

@@ -20,8 +20,12 @@ from dkt_ray.config import Config, build
 from dkt_ray.errors import DktError, RolloutError, StorageError
 from dkt_ray.registry.store import AliasEntry, Registry
 from dkt_ray.serving.deployments import DEPLOYMENT, ServeArgs, application
+from dkt_ray.serving.edge import VERSION
+from dkt_ray.serving.fleet import is_loopback
 from dkt_ray.serving.intent import Intent, Intents
+from dkt_ray.serving.keys import KEYS
 from dkt_ray.serving.preflight import check_room
+from dkt_ray.serving.ring import needed
 from dkt_ray.storage import open_store
 
 logger = logging.getLogger(__name__)
@@ -63,6 +67,17 @@ class ServiceConfig(Config):
     def intents(self) -> Intents:
         """What is begun and not ended with the alias."""
         return Intents.of(open_store(self.store), self.alias)
+
+
+def check_keys(args: ServeArgs, config: ServiceConfig) -> None:
+    """Refuse to serve without keys what others can reach; each replica refuses it too.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    store = open_store(args.store)
+    if (args.keys == "required" or not is_loopback(config.host)) and not store.exists(KEYS):
+        raise needed(store)
 
 
 def start(config: ServiceConfig) -> None:
@@ -128,7 +143,7 @@ def version(config: ServiceConfig) -> str | None:
     """
     try:
         patience = httpx.Timeout(5.0, read=PROBE_S)
-        answer = httpx.get(f"{config.address}/v1/models", timeout=patience, trust_env=False)
+        answer = httpx.get(f"{config.address}/livez", timeout=patience, trust_env=False)  # takes no key
     except httpx.ReadTimeout:
         return BUSY
     except httpx.HTTPError:
@@ -137,7 +152,7 @@ def version(config: ServiceConfig) -> str | None:
         return BUSY
     if answer.is_server_error:
         return DOWN
-    return answer.json()["model_version"] if answer.status_code == httpx.codes.OK else None
+    return answer.headers.get(VERSION) if answer.status_code == httpx.codes.OK else None
 
 
 def running(config: ServiceConfig) -> ServeArgs | None:

@@ -1,7 +1,10 @@
 """Real Serve over HTTP: what it answers, what it refuses, where it listens; test_reliability.py is about load."""
 
 import json
+import re
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -16,9 +19,13 @@ from benchmarks import ledger
 from benchmarks.serving_sides import free_port
 from dkt_ray.errors import RolloutError
 from dkt_ray.registry.clean_process import Footprint
-from dkt_ray.serving import series
+from dkt_ray.serving import issue, series
+from dkt_ray.serving.edge import PROBLEM
 from tests.bad_bundles import BAD
-from tests.reliability.world import tiny
+from tests.reliability.world import START_S, tiny
+
+PATIENCE_S = 60.0
+PROBE_S = 3.0  # what speaks HTTP answers at once
 
 
 @pytest.fixture(scope="module")
@@ -159,15 +166,75 @@ def test_serve_yaml_deploys_these_applications_on_loopback(world):
     assert {each.name: each.route_prefix for each in config.applications} == {"api": "/", "demo": "/demo"}
 
 
-def test_every_port_is_on_loopback(world):
-    """Ray's own, Serve's proxy, and the internal port that Serve opens in each replica."""
+def speaks_http(port):
+    """Whether a port answers a request of HTTP/1.1 in HTTP."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            connection.settimeout(PROBE_S)
+            return connection.recv(5) == b"HTTP/"
+    except OSError:  # its process may have ended meanwhile
+        return False
+
+
+def test_every_port_is_on_loopback_and_http_only_where_the_documentation_says(world):
+    """Of all processes of this Ray: its own, Serve's proxy, and the internal one that Serve opens in each replica."""
     if world.alias() is None:
         world.rollout(world.digests[0])
-    listening = [
-        (psutil.Process(found.pid).name(), found.laddr.ip)
-        for found in psutil.net_connections("tcp")
-        if found.status == psutil.CONN_LISTEN and found.pid
-    ]
-    ours = [(name, ip) for name, ip in listening if name.startswith(("ray::", "raylet", "gcs_server"))]
-    assert any(name.startswith("ray::ServeReplica") for name, _ in ours)
-    assert [found for found in ours if found[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
+    listening = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found = [each.laddr for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+            listening |= {(process.name(), address.port): address.ip for address in found}
+    assert any(name.startswith("ray::ServeReplica") for name, _ in listening)
+    assert {name for name, _ in listening} >= {"raylet", "gcs_server"}
+    assert set(listening.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+    http = {(name, port) for name, port in listening if name.startswith("ray::") and speaks_http(port)}
+    named = set(re.findall(r"^\| `(ray::\w+)` \|", Path("docs/operations.md").read_text(), re.MULTILINE))
+    assert {name for name, _ in http} <= named
+    assert {port for name, port in http if name == "ray::ProxyActor"} <= {world.port}
+    assert httpx.get(f"{world.url}/livez", trust_env=False, timeout=PATIENCE_S).status_code == 200
+
+
+def answers(world, key, path="/v1/models"):
+    """Statuses of some requests, each over a connection of its own, so that both replicas are asked."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return [httpx.get(world.url + path, headers=headers, trust_env=False, timeout=60) for _ in range(8)]
+
+
+def until(world, key, holds):
+    """Wait until every replica answers a key so; gives the answers."""
+    ends = time.monotonic() + START_S
+    while not all(map(holds, found := answers(world, key))):
+        assert time.monotonic() < ends, [(each.status_code, each.headers) for each in found]
+    return found
+
+
+def status(code):
+    return lambda answer: answer.status_code == code
+
+
+def test_keys_come_and_go_without_a_restart_and_rollouts_go_on(world):
+    """The last test of this service: it takes keys from now on."""
+
+    def keys(action, **settings):
+        return issue.run(issue.KeysConfig(action=action, store=world.store, name="platform", **settings))
+
+    if world.alias() is None:
+        world.rollout(world.digests[0])
+    assert {each.status_code for each in answers(world, None)} == {200}
+    first = keys("add", burst=1000, rate=500)["key"]
+    refused = until(world, None, status(401))[0]
+    assert (refused.headers["content-type"], refused.headers["x-model-version"]) == (PROBLEM, world.alias())
+    assert {each.status_code for each in answers(world, None, "/readyz")} == {200}
+    until(world, first, lambda answer: answer.headers.get("ratelimit-policy") == '"key";q=500;w=2')  # a half in each
+    other = world.other()
+    assert world.rollout(other)["bundle"] == other
+    second = keys("rotate")["key"]
+    until(world, second, status(200))
+    keys("revoke", key=first.split("_")[1])
+    until(world, first, status(401))
+    assert {each.headers["x-model-version"] for each in until(world, second, status(200))} == {other}
+    metrics = [each.text for each in answers(world, second, "/metrics")]
+    assert any('dkt_refused_total{why="unknown"}' in text for text in metrics)
+    assert not [text for text in metrics if first in text or second in text]

@@ -17,6 +17,7 @@ SHELL = {
     "dkt_ray.pipelines",
     "dkt_ray.data.ray_engine",
     "dkt_ray.serving.deployments",
+    "dkt_ray.serving.fleet",
     "dkt_ray.serving.loopback",
     "dkt_ray.serving.preflight",
     "dkt_ray.serving.ray_series",

@@ -53,7 +53,7 @@ class Serve:
         self.broken = ()  # bundles whose replicas do not start
         self.failed = False
         self.deployed = []  # what was asked for
-        self.answer = httpx.Response(200, json={"model_version": OLD})
+        self.answer = httpx.Response(200, headers={"x-model-version": OLD})
 
     def status(self):
         states = {"RUNNING": len(self.runs), "STARTING": self.waiting}
@@ -70,7 +70,7 @@ class Serve:
         self.there, self.failed = True, wanted.bundle in self.broken
         if not self.failed:
             self.runs = [wanted]
-            self.answer = httpx.Response(200, json={"model_version": wanted.bundle})
+            self.answer = httpx.Response(200, headers={"x-model-version": wanted.bundle})
 
     def delete(self, name):
         self.there, self.runs = False, []
@@ -105,7 +105,7 @@ def config(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (httpx.Response(200, json={"model_version": OLD}), OLD),
+        (httpx.Response(200, headers={"x-model-version": OLD}), OLD),
         (httpx.Response(429), service.BUSY),
         (httpx.ReadTimeout("it waits in the queue"), service.BUSY),
         (httpx.Response(503), service.DOWN),
