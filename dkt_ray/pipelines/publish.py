@@ -13,7 +13,7 @@ from dkt_ray.ensemble import member
 from dkt_ray.ensemble.chain import Chain
 from dkt_ray.ensemble.mastery import lowered_share
 from dkt_ray.ensemble.scorer import Scorer
-from dkt_ray.errors import ConfigError
+from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines.stored_chain import read_chain
 from dkt_ray.registry import bundle, catalogue, profile
@@ -111,9 +111,12 @@ def _build(
     return bundle.build(folder / "bundle", dataset.state, members, chain, provenance, users, looked)
 
 
-def _held_out(run: Store, chain: Chain) -> profile.Floats:
-    """[N] what the ensemble says of the rows that its members were not fitted on."""
-    scored = {name: Scored.from_table(run.read_table(oof_key(name)), f"member {name}") for name in chain.members}
+def _held_out(run: Store, chain: Chain) -> profile.Floats | None:
+    """[N] what the ensemble says of the rows that its members were not fitted on; None: the run has not kept them."""
+    try:
+        scored = {name: Scored.from_table(run.read_table(oof_key(name)), f"member {name}") for name in chain.members}
+    except NotFoundError:
+        return None
     rows, columns = align_members(scored)
     return chain.apply(columns, rows.position)
 

@@ -16,9 +16,7 @@ from dkt_ray.serving.telemetry import Telemetry
 class Quantity(BaseModel):
     """One quantity of requests beside that of training."""
 
-    index: float | None = Field(
-        description="population stability index: about 0 where equal, > 0.25: look; null: too few"
-    )
+    index: float | None = Field(description="population stability index: about 0 where equal; null: too few values")
     values: float = Field(description="how many values it is of; one of 2,000 queries ago counts half")
     edges: list[float]
     training: list[float] = Field(description="share below the first edge, between edges, and from the last one on")

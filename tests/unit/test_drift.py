@@ -1,6 +1,7 @@
 """Requests beside training: equal ones are told apart from shifted ones, whatever way the values come."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dkt_ray.registry.catalogue import Catalogue, table
 from dkt_ray.serving import drift, telemetry
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.drift import Drift
+from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.telemetry import Telemetry
 from tests import bundles
 from tests.requests import event, post
@@ -23,11 +25,11 @@ CATALOGUE = Catalogue(table(bundles.world().state))
 
 def answers(histories, rows):
     """Each answer as the request that would have come before it, with made-up scores."""
-    question, decoded = histories.question.strings(), np.random.default_rng(5)
+    question, random = histories.question.strings(), np.random.default_rng(5)
     for row in rows:
         start = histories.offsets[np.searchsorted(histories.offsets, row, "right") - 1]
         past = slice(int(start), int(row))
-        scores = decoded.beta(4, 2, 1)
+        scores = random.beta(4, 2, 1)
         query = Query(
             question=question[past].tolist(),
             correct=histories.correct[past].tolist(),
@@ -103,7 +105,7 @@ def test_a_profile_counts_what_stands_before_each_answer():
     looked = profile.of_training(few, CATALOGUE).quantities
     lengths = np.concatenate([np.arange(length) for length in few.lengths])
     edges = [-np.inf, *profile.EDGES["history_length"], np.inf]
-    expected = [int(((lengths >= low) & (lengths < high)).sum()) for low, high in zip(edges, edges[1:], strict=False)]
+    expected = [int(((lengths >= low) & (lengths < high)).sum()) for low, high in pairwise(edges)]
     assert list(looked["history_length"].counts) == expected
     assert sum(looked["recent_right"].counts) == few.rows - 3  # not before the first answer
     assert sum(looked["gap_s"].counts) == few.rows - 3
@@ -133,8 +135,6 @@ def test_the_service_tells_drift_of_what_students_are_predicted(predictor, known
 
 
 def test_a_bundle_without_a_profile_serves_all_the_same(tmp_path):
-    from dkt_ray.serving.predictor import Predictor
-
     members = bundles.save_members(tmp_path / "members")
     state, chain = bundles.world().state, bundles.Chain.weighted(bundles.WEIGHTS)
     provenance = bundle.Provenance(dataset="tiny", dataset_fingerprint="0", members={})
