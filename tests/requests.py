@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from dkt_ray.events.sql import open_events
 from dkt_ray.privacy import Privacy
 from dkt_ray.serving.api import Served, build_app
+from dkt_ray.serving.keys import Known
 from dkt_ray.serving.memory import Memory
 
 PRIVACY = Privacy(b"a key of these tests")
@@ -42,7 +43,7 @@ def service(predictor, folder, keys=None, **more):
     async def answer(query):
         return predictor.answer([query])[0]
 
-    app = build_app(lambda student: Served(predictor, answer), memory=memory, keys=lambda: keys)
+    app = build_app(lambda student: Served(predictor, answer), memory=memory, known=lambda: Known(keys))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
     memory.close()
