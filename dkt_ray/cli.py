@@ -85,6 +85,9 @@ JOBS: Final = {
         "own",
     ),
     "export": Job("write the log's graded events to the store, each once", "pipelines.export", "ExportConfig", "none"),
+    "forget": Job(
+        "let exports and datasets follow deletions and a retention limit", "pipelines.forget", "ForgetConfig", "lazy"
+    ),
     "demo": Job(
         "the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", "own"
     ),

@@ -22,9 +22,11 @@ from dkt_ray.data import reader
 from dkt_ray.data.adapters import catalog
 from dkt_ray.data.buckets import deal
 from dkt_ray.data.engine import Engine
+from dkt_ray.data.naming import Naming
 from dkt_ray.data.parse import parse
 from dkt_ray.data.splits import SplitKind
 from dkt_ray.errors import InputError
+from dkt_ray.privacy import Privacy
 from dkt_ray.schema import RAW_COLUMNS, UNKNOWN
 from dkt_ray.storage import Store, input_bytes, list_inputs
 
@@ -33,18 +35,22 @@ logger = logging.getLogger(__name__)
 BUCKET_BYTES: Final = 64 << 20  # CSV text of one bucket, about a million interactions
 FEWEST_BUCKETS, MOST_BUCKETS = 4, 4096
 EXPANSION: Final = {"gz": 6, "parquet": reader.PARQUET_EXPANSION}  # bytes of text that a byte stands for, roughly
+AS_THEY_ARE: Final = Naming(Privacy())
 SHOWN: Final = 100  # characters of a bad line in a message
 
 
 class DataConfig(Config):
     """Where the interaction logs are and how to read them."""
 
-    path: str
-    """A file, folder or glob of .csv, .csv.gz or .parquet, local or on s3://."""
+    path: str | tuple[str, ...]
+    """A file, folder or glob of .csv, .csv.gz or .parquet, local or on s3://; or a list of these."""
     format: str = catalog.AUTO
     """What the files are (docs/data-formats.md); auto: the six-column schema, or the format that is recognised."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Columns with other names than the six-column schema's, e.g. {user: student_id}."""
+    pseudonyms: bool = False
+    """Make pseudonyms of the users' ids with the key DKT_PRIVACY_KEY, as the service does; pseudonyms stay what they
+    are. Off for research on data that are pseudonymous already."""
     max_rejected: float = Field(0.01, ge=0, le=1)
     """Share of bad rows above which the job fails."""
     split: SplitKind = "hash"
@@ -77,6 +83,11 @@ class DataConfig(Config):
         if self.split == "file" and self.split_file is None:
             raise ValueError("split=file needs split_file, a CSV with the columns userID and split")
         return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All that `path` names."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
     @property
     def split_kind(self) -> SplitKind:
@@ -132,6 +143,7 @@ class Shards(NamedTuple):
     rejected: int
     sources: int  # read tasks
     dropped: Mapping[str, int] = {}  # reason -> rows that the format's rules leave out
+    forgotten: int = 0  # rows left out, of users who were deleted
 
 
 def inspect(config: DataConfig) -> Inputs:
@@ -140,7 +152,7 @@ def inspect(config: DataConfig) -> Inputs:
     Raises:
         InputError: no file, an empty one, a missing column, or timestamps in some files only.
     """
-    found = catalog.find(config.path, config.format, config.columns)
+    found = catalog.find(config.paths, config.format, config.columns)
     columns, paths = found.columns, list(found.columns)
     if config.format != found.format.name != catalog.COMPETITION.name:
         logger.info("%s: recognised as %s, %s", config.path, found.format.name, found.format.title)
@@ -171,7 +183,7 @@ def buckets_for(text_bytes: int) -> int:
     return max(FEWEST_BUCKETS, min(MOST_BUCKETS, -(-text_bytes // BUCKET_BYTES)))
 
 
-def read_split(config: DataConfig) -> pa.Table | None:
+def read_split(config: DataConfig, naming: Naming) -> pa.Table | None:
     """The published split of the users, columns `user` and `split`; None where users are split by hash.
 
     Raises:
@@ -186,7 +198,8 @@ def read_split(config: DataConfig) -> pa.Table | None:
         if column not in found:
             raise InputError(f"{path}: no column {column!r} in {found}; a split file has {', '.join(columns.values())}")
     frames = [block.raw for source in reader.sources([path]) for block in reader.blocks(source, columns)]
-    return pl.concat(frames).select(pl.all().cast(pl.String).str.strip_chars()).to_arrow()
+    split = pl.concat(frames).select(pl.all().cast(pl.String).str.strip_chars())
+    return (split.with_columns(naming.series(split["user"])) if naming.pseudonyms else split).to_arrow()
 
 
 def read(
@@ -198,20 +211,22 @@ def read(
     engine: Engine,
     first_source: int = 0,
     needs_answers: bool = True,
+    naming: Naming = AS_THEY_ARE,
 ) -> Shards:
     """Validate all inputs; write shards `b=000/00000-0000.parquet` and the rejected rows `part-00000-0000.parquet`.
 
     Args:
         first_source: number of sources that were read before, of files that sort before these.
-        needs_answers: False where rows are only scored, and all answers may be hidden.
+        needs_answers: False where rows are only scored or added, and all answers may be hidden.
+        naming: how users are named, and who was deleted.
 
     Raises:
-        InputError: too many bad rows, no rows, or no known answer where some are needed.
+        InputError: too many bad rows, or no known answer where some are needed.
     """
     listed = catalog.sources(catalog.FORMATS[inputs.format], list(inputs.columns))
     found = [source._replace(number=first_source + source.number) for source in listed]
     needed = inputs.only([source.path for source in found])
-    task = partial(_read_source, inputs=needed, buckets=buckets, shards=shards, rejected=rejected)
+    task = partial(_read_source, inputs=needed, buckets=buckets, shards=shards, rejected=rejected, naming=naming)
     reports = list(engine.run(task, [source._asdict() for source in found], "read files"))
     _check(config, reports, rejected, needs_answers)
     dropped = _dropped(config, reports)
@@ -219,21 +234,26 @@ def read(
     for report in reports:
         for bucket, key in zip(report["shard_buckets"], report["shard_keys"], strict=True):
             keys.setdefault(bucket, []).append(key)
-    return Shards(keys, sum(sum(report["reason_counts"]) for report in reports), len(found), dropped)
+    rejects = sum(sum(report["reason_counts"]) for report in reports)
+    return Shards(keys, rejects, len(found), dropped, sum(report["forgotten"] for report in reports))
 
 
-def _read_source(item: dict[str, Any], inputs: Inputs, buckets: int, shards: Store, rejected: Store) -> dict[str, Any]:
+def _read_source(
+    item: dict[str, Any], inputs: Inputs, buckets: int, shards: Store, rejected: Store, naming: Naming
+) -> dict[str, Any]:
     source = reader.Source(**item)
     adapter = catalog.FORMATS[inputs.format]
     dropped: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     examples: dict[str, str] = {}
     keys: list[tuple[int, str]] = []
-    rows = known = 0
+    rows = known = forgotten = 0
     blocks = catalog.blocks(adapter, source, inputs.columns[source.path], inputs.questions)
     for number, block in enumerate(blocks):
         name = f"{source.number:05d}-{number:04d}.parquet"
         dropped.update(block.dropped)
+        block, left_out = naming.block(block)
+        forgotten += left_out
         parsed = parse(block.raw, block.file, block.rows, adapter.milliseconds)
         bad = pl.concat([block.malformed, parsed.rejected])
         if len(bad):
@@ -250,6 +270,7 @@ def _read_source(item: dict[str, Any], inputs: Inputs, buckets: int, shards: Sto
     return {
         "rows": rows,
         "known": known,
+        "forgotten": forgotten,
         "reasons": list(reasons),
         "reason_counts": list(reasons.values()),
         "examples": [examples[reason] for reason in reasons],
@@ -288,7 +309,7 @@ def _check(config: DataConfig, reports: Sequence[Mapping[str, Any]], rejected: S
         )
     if bad:
         logger.warning("%d of %d rows are bad, left out, and kept in %s:\n%s", bad, rows + bad, rejected.url, summary)
-    if not rows:
+    if not rows and needs_answers:
         raise InputError(f"{config.path}: there is a header but no row; expected one interaction a line")
     if needs_answers and not sum(report["known"] for report in reports):
         raise InputError(

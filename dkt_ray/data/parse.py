@@ -82,7 +82,7 @@ def parse(raw: pl.DataFrame, file: str | pl.Series, rows: Int64, milliseconds: b
         milliseconds: timestamps are counts of milliseconds, however small.
     """
     where = file if isinstance(file, str) else "several files"
-    text = pl.DataFrame([_text(raw[name], where) for name in raw.columns if name not in ("timestamp", "order")])
+    text = pl.DataFrame([as_text(raw[name], where) for name in raw.columns if name not in ("timestamp", "order")])
     read = {
         "user": text["user"],
         "question": text["question"],
@@ -99,7 +99,7 @@ def parse(raw: pl.DataFrame, file: str | pl.Series, rows: Int64, milliseconds: b
     ]
     if "timestamp" in raw:
         read["timestamp"] = _whole(raw["timestamp"]) if milliseconds else _milliseconds(raw["timestamp"], where)
-        given = _text(raw["timestamp"].cast(pl.String), where).alias("given")
+        given = as_text(raw["timestamp"].cast(pl.String), where).alias("given")
         absent = pl.lit(given) == ""
         reasons.append(pl.when(absent).then(pl.lit(MISSING_TIME)))
         reasons.append(pl.when(pl.col("timestamp").is_null()).then(pl.lit(UNPARSABLE_TIME)))
@@ -151,7 +151,7 @@ def _whole(column: pl.Series) -> pl.Series:
     return column.alias("n").to_frame().select(text.cast(pl.Int64, strict=False))["n"]
 
 
-def _text(column: pl.Series, file: str) -> pl.Series:
+def as_text(column: pl.Series, file: str) -> pl.Series:
     """A column as stripped text; whole floats lose their `.0`, nulls become ""."""
     if column.dtype.is_nested() or column.dtype == pl.Binary:
         raise InputError(f"{file}: the {column.name} column has type {column.dtype}; expected text or numbers")
@@ -178,7 +178,7 @@ def _milliseconds(column: pl.Series, file: str) -> pl.Series:
         return column.dt.epoch("ms")
     if column.dtype.is_numeric():
         return column.to_frame("t").select(_epoch(pl.col("t").cast(pl.Float64)))["t"]
-    text = _text(column, file).alias("t")
+    text = as_text(column, file).alias("t")
     time = text.str.to_datetime(_PLAIN_TIME, strict=False, time_unit="ms").dt.epoch("ms")
     other = (time.is_null() & (text != "")).arg_true()
     return time.scatter(other, _other_times(text.gather(other))) if len(other) else time

@@ -6,7 +6,6 @@ exports/<name>/part-00000000000000000001.parquet   rows in the log's order; the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
@@ -18,13 +17,13 @@ from dkt_ray.events.model import Graded
 from dkt_ray.privacy import Privacy
 from dkt_ray.schema import RAW_COLUMNS
 from dkt_ray.storage import Store
+from dkt_ray.storage.inputs import PART
 
 POINTER: Final = "pointer.json"
 USER: Final = RAW_COLUMNS["user"]
 TIME: Final = RAW_COLUMNS["timestamp"]
 LAST: Final = b"last_sequence"  # in a part's metadata, as its last rows may be removed
 
-_PART: Final = re.compile(r"part-(\d{20})\.parquet")
 _TIME: Final = pa.timestamp("ms", "UTC")
 _SCHEMA: Final = pa.schema(
     [
@@ -49,7 +48,7 @@ def folder(name: str) -> str:
 
 def keys(files: Store) -> list[str]:
     """The parts of an export, in the log's order."""
-    return [key for key in files.list() if _PART.fullmatch(key)]
+    return [key for key in files.list() if PART.fullmatch(key)]
 
 
 def key_of(first: int) -> str:
@@ -59,7 +58,7 @@ def key_of(first: int) -> str:
 
 def first_of(key: str) -> int:
     """The place in the log at which a part begins."""
-    found = _PART.fullmatch(key)
+    found = PART.fullmatch(key)
     assert found is not None
     return int(found[1])
 

@@ -78,6 +78,8 @@ class Manifest(Config):
     """Rows whose answer is hidden (-1)."""
     rejected: int
     duplicates: int
+    forgotten: int = 0
+    """Rows that were left out, of users who were deleted."""
     buckets: int
     folds: int
     questions: int

@@ -21,26 +21,41 @@ import pyarrow as pa
 from pydantic import Field
 
 from dkt_ray import __version__
-from dkt_ray.config import Config, build
+from dkt_ray.config import Config
 from dkt_ray.data import reader
 from dkt_ray.data.engine import Engine, ResumingEngine
 from dkt_ray.data.ingest import DataConfig, Inputs, Shards, buckets_for, digests, inspect, read, read_split
-from dkt_ray.errors import ConfigError, ConflictError, InputError, NotFoundError
-from dkt_ray.features.dataset import MANIFEST, Bucket, Manifest, folder
+from dkt_ray.data.naming import Naming
+from dkt_ray.errors import ConfigError, InputError
+from dkt_ray.events import tombstones
+from dkt_ray.features.dataset import Bucket, Manifest, folder
 from dkt_ray.features.state import STATE_VERSION, EncoderConfig, EncoderState
 from dkt_ray.features.student import VERSIONS, uninformed
 from dkt_ray.pipelines import stages
 from dkt_ray.pipelines.engines import LOCAL_BYTES, EngineKind, choose
 from dkt_ray.pipelines.stages import Divided, Fitted
+from dkt_ray.pipelines.versions import Found, find, gone_since, sweep, switch
 from dkt_ray.schema import CONCEPT_SEPARATOR
-from dkt_ray.storage import Store, json_bytes, open_store, parse_json
-from dkt_ray.storage.lease import LEASE, lease
+from dkt_ray.storage import Store, open_store
+from dkt_ray.storage.inputs import input_order
+from dkt_ray.storage.lease import lease
 
 logger = logging.getLogger(__name__)
 
 SUMMED: Final = ("rows", "users", "duplicates")  # over buckets
 REPORTED: Final = {
-    *("dataset", *SUMMED, "test_users", "held_out", "hidden", "rejected", "buckets", "questions", "concepts"),
+    *(
+        "dataset",
+        *SUMMED,
+        "test_users",
+        "held_out",
+        "hidden",
+        "rejected",
+        "forgotten",
+        "buckets",
+        "questions",
+        "concepts",
+    ),
     *("fingerprint", "content", "stages"),
 }
 NOT_CONTENT: Final = {"store", "dataset", "force", "append", "engine", "local_bytes"}
@@ -59,7 +74,7 @@ class PrepareConfig(Config):
     context: int = Field(100, ge=1)
     """Rows of a context block, by which models are compared: a row is scored from its block and the one before it."""
     append: bool = False
-    """`data.path` names only new files, which sort after those of the dataset that is there."""
+    """`data.path` names only new files, which sort after those of the dataset that is there, as new exports do."""
     force: bool = False
     """Prepare everything anew even if settings and inputs are those of the dataset that is there."""
     engine: EngineKind = "auto"
@@ -79,6 +94,8 @@ class Plan(NamedTuple):
     new: Inputs  # files to be read
     base: Manifest | None  # the dataset that they are added to; None: everything is prepared anew
     buckets: int
+    naming: Naming
+    gone: int = 0  # users of the dataset that is there who were deleted since: no file of it stays
 
     @property
     def old(self) -> Sequence[Bucket]:
@@ -92,20 +109,13 @@ class Plan(NamedTuple):
         return hashlib.sha256(json.dumps([self.fingerprint, base, self.buckets]).encode()).hexdigest()[:16]
 
 
-class Found(NamedTuple):
-    """The manifest that is there."""
-
-    manifest: Manifest | None  # None also where another version of the package wrote it
-    version: str | None  # of the object, for the conditional write
-
-
 def run(config: PrepareConfig) -> dict[str, Any]:
     """Prepare a dataset, add new files to it, or reuse the one that was made from the same inputs and settings.
 
     Returns:
-        dataset, rows, users, test_users, held_out (rows), hidden, rejected, duplicates, buckets, questions, concepts
-        (all counts), bytes_per_row (stored), added (files that were added to what was there), seconds (wall), stages
-        (seconds of each), engine, reused, fingerprint, content (checksum).
+        dataset, rows, users, test_users, held_out (rows), hidden, rejected, duplicates, forgotten (rows of users who
+        were deleted), buckets, questions, concepts (all counts), bytes_per_row (stored), added (files that were added
+        to what was there), seconds (wall), stages (seconds of each), engine, reused, fingerprint, content (checksum).
 
     Raises:
         InputError: the data are not what the schema says; names file, column or rows, and the remedy.
@@ -113,13 +123,17 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     files = open_store(config.store).child(folder(config.dataset))
+    naming = Naming.of_environment(config.data.pseudonyms, tombstones.forgotten(open_store(config.store)))
     inputs = inspect(config.data)
     config = _as_the_format_says(config, inputs)
-    split = read_split(config.data)
+    split = read_split(config.data, naming)
     engine = choose(config.engine, inputs.text_bytes, config.local_bytes)
     with lease(files, f"dataset {config.dataset!r}"):
-        found = _find(files)
-        plan = _plan(config, inputs, split, found.manifest, engine)
+        found = find(files)
+        gone = 0 if found.manifest is None else gone_since(files, found.manifest, naming)
+        if gone and config.append:
+            config, inputs = _with_all_files(config, found.manifest, inputs)
+        plan = _plan(config, inputs, split, found.manifest, engine, naming, gone)
         reused = not plan.new.columns
         manifest = found.manifest if reused else _prepare(config, plan, split, found, files, engine)
     assert manifest is not None
@@ -144,35 +158,41 @@ def _as_the_format_says(config: PrepareConfig, inputs: Inputs) -> PrepareConfig:
     return config.model_copy(update={"encoder": encoder})
 
 
-def _find(files: Store) -> Found:
-    try:
-        data, version = files.read_versioned(MANIFEST)
-    except NotFoundError:
-        return Found(None, None)
-    try:
-        return Found(build(Manifest, parse_json(data, f"{files.url}/{MANIFEST}")), version)
-    except ConfigError:
-        return Found(None, version)
+def _with_all_files(config: PrepareConfig, there: Manifest | None, new: Inputs) -> tuple[PrepareConfig, Inputs]:
+    """The settings that prepare all files together: those of the dataset that is there, and new ones."""
+    assert there is not None
+    paths = tuple(sorted({*there.inputs, *new.columns}, key=input_order))
+    data = config.data.model_copy(update={"path": paths})
+    return config.model_copy(update={"data": data, "append": False}), inspect(data)
 
 
 def _plan(
-    config: PrepareConfig, inputs: Inputs, split: pa.Table | None, there: Manifest | None, engine: Engine
+    config: PrepareConfig,
+    inputs: Inputs,
+    split: pa.Table | None,
+    there: Manifest | None,
+    engine: Engine,
+    naming: Naming,
+    gone: int,
 ) -> Plan:
     """Decide what is to be read; nothing, where the dataset is there."""
-    settings = _settings(config, split, inputs)
+    settings = _settings(config, split, inputs, naming)
     listed = digests(list(inputs.columns), engine)
-    base = _base(config, settings, listed, inputs, there)
+    base = _base(config, settings, listed, inputs, there, gone)
     wanted = (base.inputs if base else {}) | listed
-    new = sorted(set(wanted) - set(base.inputs)) if base else list(listed)
+    new = sorted(set(wanted) - set(base.inputs), key=input_order) if base else list(listed)
     buckets = config.data.buckets or (base.buckets if base else buckets_for(inputs.text_bytes))
-    fingerprint = hashlib.sha256(json.dumps([settings, wanted], sort_keys=True).encode()).hexdigest()[:16]
-    return Plan(settings, fingerprint, wanted, inputs.only(new), base, buckets)
+    made_of: list[object] = [settings, wanted]
+    if naming.forgotten:
+        made_of.append(hashlib.sha256("".join(sorted(naming.forgotten)).encode()).hexdigest())
+    fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    return Plan(settings, fingerprint, wanted, inputs.only(new), base, buckets, naming, gone)
 
 
-def _settings(config: PrepareConfig, split: pa.Table | None, inputs: Inputs) -> str:
+def _settings(config: PrepareConfig, split: pa.Table | None, inputs: Inputs, naming: Naming) -> str:
     """Hash of everything but the input files that the content depends on."""
     values = config.model_dump(mode="json", exclude=NOT_CONTENT)
-    for name in ("path", "buckets"):
+    for name in ("path", "buckets", "pseudonyms"):
         del values["data"][name]
     parts = {
         "config": values,
@@ -180,11 +200,13 @@ def _settings(config: PrepareConfig, split: pa.Table | None, inputs: Inputs) -> 
         "split": None if split is None else hashlib.sha256(json.dumps(split.to_pydict()).encode()).hexdigest(),
         "versions": [__version__, STATE_VERSION, list(VERSIONS), reader.BLOCK_BYTES],
     }
+    if naming.identity is not None:
+        parts["pseudonyms"] = naming.identity
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _base(
-    config: PrepareConfig, settings: str, listed: dict[str, str], inputs: Inputs, there: Manifest | None
+    config: PrepareConfig, settings: str, listed: dict[str, str], inputs: Inputs, there: Manifest | None, gone: int
 ) -> Manifest | None:
     """The dataset that is there, if what is listed can be added to it or is in it.
 
@@ -199,7 +221,8 @@ def _base(
                 "with append=false first"
             )
         return None
-    reason = _obstacle(config, settings, listed, inputs, there)
+    deleted = f"{gone} of its users were deleted since" if gone else None
+    reason = deleted or _obstacle(config, settings, listed, inputs, there)
     if reason is None:
         return there
     if config.append:
@@ -224,9 +247,9 @@ def _obstacle(
     lost = [] if config.append else sorted(set(there.inputs) - set(listed))
     if lost:
         return f"{lost[0]} is not among the files of data.path any more"
-    new = sorted(set(listed) - set(there.inputs))
-    if new and new[0] < max(there.inputs):
-        return f"{new[0]} is new, but does not sort after {max(there.inputs)}"
+    new, last = sorted(set(listed) - set(there.inputs), key=input_order), max(there.inputs, key=input_order)
+    if new and input_order(new[0]) < input_order(last):
+        return f"{new[0]} is new, but does not sort after {last}"
     if new and any("order" in columns for columns in inputs.columns.values()):
         return "the order of its rows is a column of the files, which histories do not keep"
     planned = buckets_for(inputs.text_bytes)
@@ -271,7 +294,8 @@ def _prepare(
     _say_what_is_off(fitted.state)
     stages.warn_of_structure(fitted.state)
     manifest = _manifest(config, plan, shards, buckets, divided, fitted, rejected, clock.seconds)
-    _switch(files, manifest, found, config.dataset)
+    switch(files, manifest, found, config.dataset)
+    sweep(files, manifest, None if plan.gone else found.manifest)
     return manifest
 
 
@@ -301,6 +325,7 @@ def _read(config: DataConfig, plan: Plan, rejected: Store, shards: Store, engine
         engine,
         first_source=base.sources if base else 0,
         needs_answers=base is None,
+        naming=plan.naming,
     )
 
 
@@ -328,6 +353,7 @@ def _manifest(
         held_out=divided.held_out,
         hidden=divided.hidden,
         rejected=shards.rejected + (base.rejected if base else 0),
+        forgotten=shards.forgotten + (base.forgotten if base else 0),
         buckets=plan.buckets,
         folds=config.data.folds,
         questions=state.questions.num_rows,
@@ -345,24 +371,6 @@ def _manifest(
         stages=seconds,
         created=datetime.datetime.now(datetime.UTC).isoformat(),
     )
-
-
-def _switch(files: Store, manifest: Manifest, found: Found, name: str) -> None:
-    """Write the manifest, and remove what neither it nor the version before it (readers are at work) names.
-
-    Raises:
-        ConflictError: somebody else has written one since this run began.
-    """
-    try:
-        files.write_if(MANIFEST, json_bytes(manifest.model_dump(mode="json")), found.version)
-    except ConflictError:
-        raise ConflictError(
-            f"dataset {name!r}: somebody else prepared it meanwhile, and theirs stays; run dkt prepare again"
-        ) from None
-    kept = [each for each in (manifest, found.manifest) if each is not None]
-    for key in files.list():
-        if key not in (MANIFEST, LEASE) and not any(each.owns(key) for each in kept):
-            files.delete(key)
 
 
 class Clock:

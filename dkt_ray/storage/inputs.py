@@ -18,6 +18,8 @@ from dkt_ray.storage.store import explained
 
 INPUT_SUFFIXES: Final = (".csv", ".csv.gz", ".parquet")
 
+PART: Final = re.compile(r"part-(\d{20})\.parquet")  # of an export of the event log, see `events/parts.py`
+
 _WILD: Final = re.compile(r"[*?[]")
 
 
@@ -25,18 +27,23 @@ def list_inputs(path: str, suffixes: Sequence[str] = INPUT_SUFFIXES) -> list[str
     """The data files that a path names: a file, a folder (with those below it), a glob, or the same on `s3://`.
 
     Returns:
-        Absolute paths or s3 urls, sorted.
+        Absolute paths or s3 urls, in their order (`input_order`).
 
     Raises:
         InputError: there is no such file, or none with one of the suffixes.
         StorageError: no such bucket, or it cannot be reached.
     """
     found = _list_bucket(path) if path.startswith(SCHEME) else _list_folder(path)
-    files = sorted(file for file in found if file.endswith(tuple(suffixes)))
+    files = sorted((file for file in found if file.endswith(tuple(suffixes))), key=input_order)
     if not files:
         wrong = f"; found only {', '.join(sorted(found)[:3])}" if found else ""
         raise InputError(f"{path}: no data there; looked for {', '.join(suffixes)} in a file, folder or glob{wrong}")
     return files
+
+
+def input_order(path: str) -> tuple[bool, str]:
+    """Sorts input files: by name, and what was exported from the event log after all else, wherever it lies."""
+    return PART.fullmatch(PurePosixPath(path).name) is not None, path
 
 
 def open_input(path: str) -> pa.NativeFile:

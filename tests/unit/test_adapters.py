@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
 
 def load(path: Path | str, block_bytes: int = BLOCK_BYTES, name: str = "auto", seed: int | None = None) -> Loaded:
     """Read, deal and merge in this process; with a seed, the shards arrive in another order."""
-    found = catalog.find(str(path), name, {})
+    found = catalog.find([str(path)], name, {})
     shards, bad, dropped, blocks = [], [], Counter(), 0
     for source in catalog.sources(found.format, list(found.columns)):
         columns = found.columns[source.path]
@@ -169,7 +169,7 @@ def test_neither_block_borders_nor_the_order_of_shards_matter(fixture, block_byt
 
 @pytest.mark.parametrize("fixture", EXPECTED)
 def test_a_fixture_is_recognised_as_its_own_format(fixture):
-    found = catalog.find(str(FIXTURES / fixture), "auto", {})
+    found = catalog.find([str(FIXTURES / fixture)], "auto", {})
     assert found.format.name == FORMAT_OF[fixture]
     assert (found.format.timestamp_is is None) == all(row[5] is None for row in EXPECTED[fixture])
 
@@ -190,28 +190,28 @@ def test_a_wrong_format_names_the_right_one(fixture, name):
     if name == right:
         return
     with pytest.raises(InputError, match=rf"data\.format={name}.*set --set data\.format={right}"):
-        catalog.find(str(FIXTURES / fixture), name, {})
+        catalog.find([str(FIXTURES / fixture)], name, {})
 
 
 def test_files_of_two_formats_are_told_apart(tmp_path):
     shutil.copy(FIXTURES / "competition/train_data.csv", tmp_path / "a.csv")
     shutil.copy(FIXTURES / "riiid/train.csv", tmp_path / "b.csv")
     with pytest.raises(InputError, match=r"b\.csv: expected the first file's format, competition.*riiid"):
-        catalog.find(str(tmp_path), "auto", {})
+        catalog.find([str(tmp_path)], "auto", {})
 
 
 def test_an_unknown_header_is_asked_for_the_columns_of_the_schema(tmp_path):
     (tmp_path / "log.csv").write_text("student,item,ok\n1,2,1\n")
     with pytest.raises(InputError, match="no column 'userID'"):
-        catalog.find(str(tmp_path), "auto", {})
+        catalog.find([str(tmp_path)], "auto", {})
     with pytest.raises(InputError, match=r"no column 'row_id', which riiid .* formats: competition, "):
-        catalog.find(str(tmp_path), "riiid", {})
+        catalog.find([str(tmp_path)], "riiid", {})
     with pytest.raises(InputError, match="not lines3"):
-        catalog.find(str(tmp_path), "lines3", {})
+        catalog.find([str(tmp_path)], "lines3", {})
     with pytest.raises(ConfigError, match=r"leave it out"):
-        catalog.find(str(tmp_path), "riiid", {"user": "student"})
+        catalog.find([str(tmp_path)], "riiid", {"user": "student"})
     columns = {"user": "student", "question": "item", "correct": "ok"}
-    assert catalog.find(str(tmp_path), "auto", columns).format is catalog.COMPETITION
+    assert catalog.find([str(tmp_path)], "auto", columns).format is catalog.COMPETITION
 
 
 def test_a_format_that_is_none_is_refused():
@@ -222,13 +222,13 @@ def test_a_format_that_is_none_is_refused():
 def test_kt1_needs_its_questions_and_one_file_a_user(tmp_path):
     shutil.copytree(FIXTURES / "ednet_kt1/KT1", tmp_path / "a/KT1")
     with pytest.raises(InputError, match=r"no questions\.csv, which ednet_kt1 needs"):
-        catalog.find(str(tmp_path / "a/KT1"), "auto", {})
+        catalog.find([str(tmp_path / "a/KT1")], "auto", {})
     shutil.copy(FIXTURES / "ednet_kt1/contents/questions.csv", tmp_path / "a")
-    assert catalog.find(str(tmp_path / "a/KT1"), "auto", {}).questions == str(tmp_path / "a/questions.csv")
+    assert catalog.find([str(tmp_path / "a/KT1")], "auto", {}).questions == str(tmp_path / "a/questions.csv")
     (tmp_path / "a/KT1/more").mkdir()
     shutil.copy(FIXTURES / "ednet_kt1/KT1/u1.csv", tmp_path / "a/KT1/more")
     with pytest.raises(InputError, match="files of one user"):
-        catalog.find(str(tmp_path / "a/KT1"), "auto", {})
+        catalog.find([str(tmp_path / "a/KT1")], "auto", {})
 
 
 def test_many_small_files_are_one_task_and_few_blocks(tmp_path):
@@ -237,7 +237,7 @@ def test_many_small_files_are_one_task_and_few_blocks(tmp_path):
     header, row = "timestamp,solving_id,question_id,user_answer,elapsed_time\n", "{},1,q1,b,5\n"
     for user in range(300):
         (tmp_path / f"KT1/u{user}.csv").write_text(header + "".join(row.format(t) for t in range(user % 4)))
-    found = catalog.find(str(tmp_path / "KT1"), "auto", {})
+    found = catalog.find([str(tmp_path / "KT1")], "auto", {})
     assert len(catalog.sources(found.format, list(found.columns))) == 1
     loaded = load(tmp_path / "KT1", block_bytes=1000)
     assert 4 <= loaded.blocks <= 6  # 450 rows of 11 bytes

@@ -127,7 +127,7 @@ def test_raw_logs_of_every_format_are_counted(fixture, tmp_path):
 
 
 def test_there_is_a_fixture_of_every_format():
-    found = {catalog.find(str(FIXTURES / name), "auto", {}).format.name for name in FORMATS}
+    found = {catalog.find([str(FIXTURES / name)], "auto", {}).format.name for name in FORMATS}
     assert found == set(catalog.FORMATS)
 
 

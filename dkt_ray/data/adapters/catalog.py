@@ -17,6 +17,7 @@ from dkt_ray.data.reader import BLOCK_BYTES, Block, Source
 from dkt_ray.errors import ConfigError, InputError
 from dkt_ray.schema import RAW_COLUMNS, REQUIRED
 from dkt_ray.storage import INPUT_SUFFIXES, list_inputs
+from dkt_ray.storage.inputs import input_order
 
 AUTO: Final = "auto"
 COMPETITION: Final = Format(
@@ -71,8 +72,8 @@ def recognise(path: str) -> Format | None:
     return next((each for each in FORMATS.values() if each.lines and _has_lines(lines, each.lines)), None)
 
 
-def find(path: str, name: str, columns: Mapping[str, str]) -> Found:
-    """Find the log files under a path and what they hold.
+def find(paths: Sequence[str], name: str, columns: Mapping[str, str]) -> Found:
+    """Find the log files under some paths and what they hold.
 
     Args:
         name: a format's name, or "auto": the six-column schema unless the files are recognised as another format.
@@ -82,8 +83,9 @@ def find(path: str, name: str, columns: Mapping[str, str]) -> Found:
         ConfigError: names of columns with another format.
         InputError: no file, or one that has not the format; names the right one.
     """
-    text = path.endswith(_TEXT) or (name in FORMATS and FORMATS[name].lines)
-    listed = list_inputs(path, (*INPUT_SUFFIXES, _TEXT) if text else INPUT_SUFFIXES)
+    text = any(path.endswith(_TEXT) for path in paths) or (name in FORMATS and FORMATS[name].lines)
+    suffixes = (*INPUT_SUFFIXES, _TEXT) if text else INPUT_SUFFIXES
+    listed = sorted({file for path in paths for file in list_inputs(path, suffixes)}, key=input_order)
     every = {companion for each in FORMATS.values() for companion in each.companions}
     logs = [file for file in listed if PurePosixPath(file).name not in every] or listed
     chosen = COMPETITION if columns else recognise(logs[0]) or COMPETITION
@@ -91,16 +93,16 @@ def find(path: str, name: str, columns: Mapping[str, str]) -> Found:
         chosen = FORMATS[name]
         if columns and chosen is not COMPETITION:
             raise ConfigError(f"data.columns is for data.format=competition; {name} has names of its own: leave it out")
-    paths = [file for file in listed if PurePosixPath(file).name not in chosen.companions] or listed
+    found = [file for file in listed if PurePosixPath(file).name not in chosen.companions] or listed
     first = _columns(chosen, logs[0], columns, name)
     if chosen.together > 1:  # hundreds of thousands: the others' headers are compared when they are read
-        _check_users(paths)
-        located = dict.fromkeys(paths, first)
+        _check_users(found)
+        located = dict.fromkeys(found, first)
     else:
-        located = {file: _columns(chosen, file, columns, name) for file in paths}
+        located = {file: _columns(chosen, file, columns, name) for file in found}
     if chosen.lines:
-        _check_names(paths)
-    return Found(chosen, located, _questions(chosen, paths[0]))
+        _check_names(found)
+    return Found(chosen, located, _questions(chosen, found[0]))
 
 
 def sources(chosen: Format, paths: Sequence[str]) -> list[Source]:

@@ -1,0 +1,46 @@
+"""What is older than it may be kept leaves the database, a bounded number of rows in one transaction."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from sqlalchemy import Connection, Engine, Table, delete, insert, select
+
+from dkt_ray.events.database import truncate_wal, written
+from dkt_ray.events.tables import METADATA, RETENTIONS, TIME
+
+AT_ONCE: Final = 10_000  # rows
+
+
+def expire(engine: Engine, kept_from: int) -> dict[str, int]:
+    """Remove the rows of before a time from every table that says when its rows are from.
+
+    Args:
+        kept_from: ms UTC.
+
+    Returns:
+        Table -> removed rows.
+
+    Raises:
+        UnavailableError: the database cannot be reached.
+    """
+    removed = {table.name: _expire(engine, table, kept_from) for table in METADATA.sorted_tables if TIME in table.info}
+    if any(removed.values()):
+        now = {"kept_from": kept_from, "removed_at": round(time.time() * 1000)}
+        written(engine, lambda connection: connection.execute(insert(RETENTIONS), now))
+        truncate_wal(engine)
+    return removed
+
+
+def _expire(engine: Engine, table: Table, kept_from: int) -> int:
+    (key,) = table.primary_key.columns
+    old = select(key).where(table.c[table.info[TIME]] < kept_from).limit(AT_ONCE)
+
+    def some(connection: Connection) -> int:
+        return connection.execute(delete(table).where(key.in_(old))).rowcount
+
+    total = 0
+    while removed := written(engine, some):
+        total += removed
+    return total

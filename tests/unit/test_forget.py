@@ -1,0 +1,170 @@
+"""`dkt forget`: nothing of a deleted user is left in exports and datasets, and bundles trained on him are marked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dkt_ray.errors import ConflictError
+from dkt_ray.events import parts
+from dkt_ray.events.model import Event
+from dkt_ray.events.sql import Events, open_events
+from dkt_ray.pipelines import export, forget, prepare
+from dkt_ray.pipelines.forget import DAY_MS
+from dkt_ray.registry.forgotten import forgotten
+from dkt_ray.registry.store import Registry
+from dkt_ray.storage import open_store
+from dkt_ray.storage.lease import lease
+from tests import datasets
+from tests.event_promises import PRIVACY
+from tests.registry_promises import make_bundle
+from tests.unit.test_naming import logs, traces
+
+NOW = round(time.time() * 1000)
+USERS = [f"pupil-{number}" for number in range(12)]
+NAMES = {user: PRIVACY.user(user) for user in USERS}
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PRIVACY.key is not None
+    monkeypatch.setenv("DKT_PRIVACY_KEY", PRIVACY.key.decode())
+    monkeypatch.delenv("DKT_EVENTS_URL", raising=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/events.db"
+
+
+@pytest.fixture
+def events(url: str) -> Iterator[Events]:
+    """Every user's answers: one a day, the latest now."""
+    opened = open_events(url)
+    opened.log.append(
+        [
+            Event(f"{user} {day}", name, f"q{day}", NOW - day * DAY_MS - place, NOW, day % 2, test="t")
+            for day in range(6)
+            for place, (user, name) in enumerate(NAMES.items())
+        ]
+    )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def exported(events: Events, url: str, store: Path) -> Path:
+    """The folder of the export, in parts of 20 rows."""
+    export.run(export.ExportConfig(events=url, store=str(store), part_rows=20))
+    return store / "exports" / "events"
+
+
+def run(store: Path, url: str | None, **settings: Any) -> dict[str, Any]:
+    return forget.run(forget.ForgetConfig(store=str(store), events=url, **settings))
+
+
+def keys(store: Path) -> dict[str, bytes]:
+    """Everything in a store but what says when something was done."""
+    return {str(path): path.read_bytes() for path in sorted(store.rglob("*.parquet"))}
+
+
+def test_nothing_is_left_of_who_was_deleted(
+    events: Events, exported: Path, url: str, store: Path, tmp_path: Path
+) -> None:
+    raw = logs(tmp_path / "raw.csv", USERS)
+    settings = {"pseudonyms": True, "path": [str(raw), str(exported)]}
+    datasets.run("", store, data=settings)
+    datasets.run("", store, data=settings | {"seed": 1})  # the version before holds him too
+    deleted = [NAMES["pupil-3"], NAMES["pupil-7"]]
+    for name in deleted:
+        assert traces(store, name)
+        events.histories.delete(name)
+    told = run(store, url)
+    assert (told["users"], told["new"], told["exports"]) == (2, 2, {"events": {"rows": 12, "parts": 4}})
+    assert (told["datasets"], told["remaining"]) == (["default"], [])
+    for name in deleted:
+        assert traces(store, name) == []
+    assert datasets.opened(store).manifest.users == 10
+    assert traces(store, NAMES["pupil-4"])
+    before = keys(store)
+    again = run(store, url)
+    assert (again["new"], again["datasets"], again["exports"]) == (0, [], {"events": {"rows": 0, "parts": 0}})
+    assert keys(store) == before
+
+
+def test_a_part_keeps_its_place_in_the_log(events: Events, exported: Path, url: str, store: Path) -> None:
+    for user in USERS:
+        events.histories.delete(NAMES[user])
+    assert run(store, url)["exports"] == {"events": {"rows": 72, "parts": 4}}
+    events.log.append([Event("new", PRIVACY.user("new"), "q", NOW, NOW, 1)])
+    told = export.run(export.ExportConfig(events=url, store=str(store)))
+    assert (told["rows"], told["after"], told["total"]) == (1, 73, 73)
+    assert [parts.first_of(path.name) for path in sorted(exported.glob("*.parquet"))] == [1, 21, 41, 61, 73]
+
+
+def test_what_is_too_old_leaves_the_database_the_exports_and_the_datasets(
+    events: Events, exported: Path, url: str, store: Path
+) -> None:
+    name = NAMES["pupil-5"]
+    assert len(events.histories.get(name, 10).question) == 6
+    datasets.run(exported, store)
+    told = run(store, url, retention_days=2.5)
+    assert told["removed"] == {"events": 36, "waiting": 0}
+    assert told["exports"]["events"]["rows"] == 36
+    assert (told["users"], told["datasets"]) == (0, ["default"])
+    assert (datasets.opened(store).manifest.rows, events.log.count()) == (36, 36)
+    events.histories._meet_deletions()
+    assert events.histories.get(name, 10).question == ("q2", "q1", "q0")
+
+
+def test_what_cannot_be_followed_up_is_named(events: Events, url: str, store: Path, tmp_path: Path) -> None:
+    raw = logs(tmp_path / "raw.csv", USERS)
+    datasets.run(raw, store)
+    events.histories.delete(NAMES["pupil-3"])
+    (named,) = run(store, url, prepare=False)["remaining"]
+    assert (named["dataset"], named["users"]) == ("default", 1)
+    raw.unlink()
+    (named,) = run(store, url)["remaining"]
+    assert "raw.csv" in named["reason"]
+    logs(raw, USERS)
+    assert run(store, None)["remaining"] == []  # the store knows of the deletion
+    assert traces(store, "pupil-3") == []
+
+
+def test_bundles_that_were_trained_on_them_are_marked(events: Events, url: str, store: Path, tmp_path: Path) -> None:
+    folder, digest = make_bundle(tmp_path / "source", "a")
+    (folder / "users.txt").write_text("".join(f"{each}\n" for each in sorted(map(PRIVACY.mark, NAMES.values()))))
+    registry = Registry(open_store(str(store)))
+    registry.publish(folder, digest)
+    assert run(store, url)["bundles"] == []
+    events.histories.delete(NAMES["pupil-3"])
+    assert run(store, url)["bundles"] == [digest]
+    assert forgotten(registry)[digest].count == 1
+
+
+def test_it_waits_for_nobody(events: Events, exported: Path, url: str, store: Path) -> None:
+    events.histories.delete(NAMES["pupil-3"])
+    with lease(open_store(str(store)).child("exports/events"), "export"), pytest.raises(ConflictError, match="at work"):
+        run(store, url)
+    assert run(store, url)["exports"]["events"]["rows"] == 6
+
+
+def test_a_prepared_dataset_without_users_who_were_deleted_is_left_alone(
+    events: Events, url: str, store: Path, tmp_path: Path
+) -> None:
+    raw = logs(tmp_path / "raw.csv", USERS[4:])
+    data = {"path": str(raw), "folds": 3, "test_fraction": 0.2}
+    prepare.run(prepare.PrepareConfig.model_validate({"store": str(store), "data": data, "engine": "local"}))
+    before = keys(store)
+    events.histories.delete(NAMES["pupil-3"])
+    assert run(store, url)["datasets"] == []
+    assert keys(store) == before
