@@ -88,6 +88,7 @@ JOBS: Final = {
     "forget": Job(
         "let exports and datasets follow deletions and a retention limit", "pipelines.forget", "ForgetConfig", "lazy"
     ),
+    "backup": Job("copy a SQLite database of events while it is in use", "events.backup", "BackupConfig", "none"),
     "demo": Job(
         "the whole path, from logs to a served ensemble with a web page", "pipelines.demo", "DemoConfig", "own"
     ),

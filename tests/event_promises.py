@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import insert
 
 from dkt_ray.errors import ConfigError
-from dkt_ray.events import histories
+from dkt_ray.events import histories, retention
 from dkt_ray.events.database import writing
 from dkt_ray.events.model import Event, EventConflictError, ForgottenError, Graded, History
 from dkt_ray.events.sql import Events, open_events
@@ -219,6 +219,21 @@ class EventPromises:
         monkeypatch.setattr(histories, "_read", and_deleted_meanwhile)
         events.histories.get(ANN, 5)
         assert not events.histories._known
+
+    def test_a_place_in_the_log_is_never_given_again(self, events: Events) -> None:
+        events.log.append([answer(number) for number in range(3)])
+        events.histories.delete(ANN)
+        assert (events.log.end(), events.log.count()) == (3, 0)
+        events.log.append([answer(9, BOB)])
+        assert (events.log.end(), events.log.read(0, 5)[0].sequence) == (4, 4)
+
+    def test_what_is_old_goes_from_every_table(self, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retention, "AT_ONCE", 2)
+        events.log.append([answer(number, correct=None if number % 2 else 1) for number in range(10)])
+        removed = retention.expire(events.engine, 1_007)
+        assert {name: rows for name, rows in removed.items() if rows} == {"events": 4, "waiting": 3}
+        assert questions(events.histories.get(ANN, 10)) == ["q8"]
+        assert sum(retention.expire(events.engine, 1_007).values()) == 0
 
     def test_a_newer_versions_tables_are_left_alone(self, events: Events, url: str) -> None:
         with writing(events.engine) as connection:

@@ -52,6 +52,20 @@ def events_url(setting: str | None) -> str | None:
     return found
 
 
+def required_url(setting: str | None) -> str:
+    """Where the events are.
+
+    Raises:
+        ConfigError: neither the setting nor the environment says so.
+    """
+    url = events_url(setting)
+    if url is None:
+        raise ConfigError(
+            f"setting events is missing: name the database, --set events=sqlite:////PATH, or {EVENTS_URL}"
+        )
+    return url
+
+
 def check_shared(url: str, nodes: int) -> None:
     """Refuse a file where it would not be the same one for all.
 

@@ -8,9 +8,10 @@ from typing import Final
 from sqlalchemy import Connection, Engine, Table, delete, insert, select
 
 from dkt_ray.events.database import truncate_wal, written
-from dkt_ray.events.tables import METADATA, RETENTIONS, TIME
+from dkt_ray.events.tables import METADATA, RETENTIONS
 
 AT_ONCE: Final = 10_000  # rows
+TIMES: Final = ("answered_at", "at")  # columns that say when a row is from, ms UTC
 
 
 def expire(engine: Engine, kept_from: int) -> dict[str, int]:
@@ -25,7 +26,8 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
     Raises:
         UnavailableError: the database cannot be reached.
     """
-    removed = {table.name: _expire(engine, table, kept_from) for table in METADATA.sorted_tables if TIME in table.info}
+    times = [(table, name) for table in METADATA.sorted_tables for name in TIMES if name in table.c]
+    removed = {table.name: _expire(engine, table, name, kept_from) for table, name in times}
     if any(removed.values()):
         now = {"kept_from": kept_from, "removed_at": round(time.time() * 1000)}
         written(engine, lambda connection: connection.execute(insert(RETENTIONS), now))
@@ -33,9 +35,9 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
     return removed
 
 
-def _expire(engine: Engine, table: Table, kept_from: int) -> int:
+def _expire(engine: Engine, table: Table, time_column: str, kept_from: int) -> int:
     (key,) = table.primary_key.columns
-    old = select(key).where(table.c[table.info[TIME]] < kept_from).limit(AT_ONCE)
+    old = select(key).where(table.c[time_column] < kept_from).limit(AT_ONCE)
 
     def some(connection: Connection) -> int:
         return connection.execute(delete(table).where(key.in_(old))).rowcount

@@ -81,6 +81,18 @@ class SqlEventLog:
 
         return retried(rows)
 
+    def end(self) -> int:
+        """The highest place that was ever given, be the event there or deleted."""
+        counter = "SELECT last_value FROM events_sequence_seq"
+        if self.engine.dialect.name == "sqlite":
+            counter = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events'"
+
+        def rows() -> int:
+            with self.engine.connect() as connection:
+                return int(connection.exec_driver_sql(counter).scalar_one())
+
+        return retried(rows)
+
     def _append(self, connection: Connection, events: Sequence[Event]) -> Appended:
         self._refuse_forgotten(connection, events)
         kept = _kept(connection, [event.event_id for event in events])

@@ -1,4 +1,4 @@
-"""The tables of the event log; every table with a column `user` is emptied of a user when he is deleted."""
+"""The tables of the event log; who is deleted leaves each with a column `user`, what is old each with a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Final
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, Table, Text
 
 METADATA: Final = MetaData()
-TIME: Final = "time"  # in a table's `info`: the column that says when a row is from, for `retention.expire`
 
 _Number: Final = BigInteger().with_variant(Integer, "sqlite")  # there only INTEGER counts up by itself
 
@@ -37,7 +36,6 @@ EVENTS: Final = Table(
     Index("events_of_a_user", "user", "answered_at", "sequence"),  # his latest answers
     Index("events_since", "user", "sequence"),  # what is new of him
     Index("events_by_time", "answered_at"),  # what is too old to be kept
-    info={TIME: "answered_at"},
     sqlite_autoincrement=True,  # a number is never given again, even where the newest event was deleted
 )
 
@@ -49,7 +47,6 @@ WAITING: Final = Table(
     *_content(),
     Index("waiting_of_a_user", "user"),
     Index("waiting_by_time", "answered_at"),
-    info={TIME: "answered_at"},
 )
 
 # Users who were deleted, by mark; what other processes remember of them goes when they meet a new number.

@@ -5,14 +5,16 @@ forgotten/marks.txt   keyed hashes of deleted users, one a line, sorted
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, insert, select, union
 
 from dkt_ray.errors import ConflictError, NotFoundError
-from dkt_ray.events.database import retried
-from dkt_ray.events.tables import TOMBSTONES
+from dkt_ray.events.database import retried, written
+from dkt_ray.events.tables import METADATA, TOMBSTONES
+from dkt_ray.privacy import Privacy
 from dkt_ray.storage import Store
 
 MARKS: Final = "forgotten/marks.txt"
@@ -34,6 +36,32 @@ def buried(engine: Engine, after: int = 0) -> list[Tombstone]:
             return [Tombstone(*row) for row in connection.execute(query.order_by(TOMBSTONES.c.number))]
 
     return retried(rows)
+
+
+def users_of(engine: Engine, privacy: Privacy, marks: Collection[str]) -> list[str]:
+    """The users in the database who have one of some marks."""
+    tables = [table for table in METADATA.sorted_tables if "user" in table.c]
+
+    def rows() -> list[str]:
+        with engine.connect() as connection:
+            everyone = union(*(select(table.c.user) for table in tables))
+            return [user for (user,) in connection.execute(everyone) if privacy.mark(user) in marks]
+
+    return retried(rows)
+
+
+def bury(engine: Engine, marks: Collection[str]) -> None:
+    """Leave tombstones for users of whom the database has nothing."""
+
+    def work(connection: Connection) -> None:
+        there = set(connection.execute(select(TOMBSTONES.c.mark)).scalars())
+        new = [
+            {"mark": mark, "deleted_at": round(time.time() * 1000), "removed": 0} for mark in sorted({*marks} - there)
+        ]
+        if new:
+            connection.execute(insert(TOMBSTONES), new)
+
+    written(engine, work)
 
 
 def forgotten(store: Store) -> frozenset[str]:

@@ -18,7 +18,7 @@ from pydantic import Field
 from dkt_ray.config import Config
 from dkt_ray.errors import ConfigError, ConflictError, NotFoundError
 from dkt_ray.events import parts, tombstones
-from dkt_ray.events.database import EVENTS_URL, events_url
+from dkt_ray.events.database import required_url
 from dkt_ray.events.parts import POINTER
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.storage import Store, json_bytes, open_store, parse_json
@@ -61,7 +61,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
         seconds.
 
     Raises:
-        ConfigError: no database.
+        ConfigError: no database, or an older copy of the one that was exported.
         ConflictError: somebody else exports under this name.
         UnavailableError: the database cannot be reached.
     """
@@ -79,22 +79,14 @@ def run(config: ExportConfig) -> dict[str, Any]:
     return {"export": config.name, "path": files.url, **told, "seconds": seconds}
 
 
-def required_url(setting: str | None) -> str:
-    """Where the events are.
-
-    Raises:
-        ConfigError: neither the setting nor the environment says so.
-    """
-    url = events_url(setting)
-    if url is None:
-        raise ConfigError(
-            f"setting events is missing: name the database, --set events=sqlite:////PATH, or {EVENTS_URL}"
-        )
-    return url
-
-
 def _export(config: ExportConfig, events: Events, files: Store) -> dict[str, Any]:
     pointer = _pointer(files)
+    end = events.log.end()
+    if end < pointer.after:
+        raise ConfigError(
+            f"export {config.name!r} goes up to {pointer.after} in the log, and the log only to {end}: this is an "
+            "older copy of the database, or another one; export under another name: prepare takes what is in both once"
+        )
     left = [key for key in parts.keys(files) if parts.first_of(key) > pointer.after]
     told = {"rows": 0, "parts": 0, "adopted": len(left), "forgotten": 0}
     marks: set[str] = set()

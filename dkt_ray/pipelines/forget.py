@@ -19,7 +19,7 @@ from dkt_ray.errors import DktError
 from dkt_ray.events import parts, tombstones
 from dkt_ray.events.database import events_url
 from dkt_ray.events.retention import expire
-from dkt_ray.events.sql import open_events
+from dkt_ray.events.sql import Events, open_events
 from dkt_ray.features.dataset import MANIFEST, Manifest, folder
 from dkt_ray.pipelines import prepare
 from dkt_ray.pipelines.versions import find, gone_since, sweep
@@ -91,10 +91,20 @@ def _of_the_database(config: ForgetConfig, store: Store, kept_from: int | None) 
         return {}, 0
     events = open_events(url)
     try:
+        _bury_again(events, tombstones.forgotten(store))
         removed = {} if kept_from is None else expire(events.engine, kept_from)
         return removed, tombstones.remember(store, [each.mark for each in tombstones.buried(events.engine)])
     finally:
         events.close()
+
+
+def _bury_again(events: Events, forgotten: frozenset[str]) -> None:
+    """Delete users whom the store knows to be deleted, and the database does not: it is an older copy, put back."""
+    missing = forgotten - {each.mark for each in tombstones.buried(events.engine)}
+    if missing:
+        for user in tombstones.users_of(events.engine, events.log.privacy, missing):
+            events.histories.delete(user)
+        tombstones.bury(events.engine, missing)
 
 
 def _compact(store: Store, name: str, naming: Naming, kept_from: int | None) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dkt_ray.errors import ConfigError, ConflictError, StorageError
-from dkt_ray.events import parts, tombstones
+from dkt_ray.events import backup, parts, tombstones
 from dkt_ray.events.model import Event
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.pipelines import export
@@ -129,3 +129,17 @@ def test_without_a_database_there_is_nothing_to_export(tmp_path: Path, monkeypat
 def test_old_rows_are_left_out_of_a_part() -> None:
     part = parts.ending(parts.table([]), 5)
     assert parts.without(part, {"mark"}, PRIVACY, kept_from=0).schema.metadata == part.schema.metadata
+
+
+def test_an_older_copy_of_the_database_is_refused(events: Events, tmp_path: Path) -> None:
+    events.log.append([answer(number) for number in range(3)])
+    copy = backup.run(backup.BackupConfig(events=str(events.engine.url), target=str(tmp_path / "copy.db")))
+    assert (copy["events"], run(tmp_path)["rows"]) == (3, 3)
+    events.log.append([answer(9)])
+    run(tmp_path)
+    with pytest.raises(ConfigError, match="older copy"):
+        run(tmp_path, events=f"sqlite:///{tmp_path}/copy.db")
+    assert run(tmp_path, events=f"sqlite:///{tmp_path}/copy.db", name="again")["rows"] == 3
+    for user in (ANN, BOB):  # the newest events are gone, the places stay given
+        events.histories.delete(user)
+    assert run(tmp_path)["after"] == 4
