@@ -28,6 +28,7 @@ from dkt_ray.pipelines import blend, prepare, publish, simulate, sweep
 from dkt_ray.pipelines.staged import Stages
 from dkt_ray.serving import rollout
 from dkt_ray.storage import open_store
+from dkt_ray.storage.aws import SCHEME
 from serve_app.demo import DemoPageArgs, demo
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,16 @@ def _tune_config(config: DemoConfig) -> sweep.TuneConfig:
 @contextlib.contextmanager
 def _serving(config: DemoConfig, bundle: str) -> Iterator[str]:
     """The API with the bundle, and the page beside it, for as long as the context lasts; gives the address."""
+    store = open_store(config.store)
+    kept = {} if store.url.startswith(SCHEME) else {"events": f"sqlite:///{store.url}/events.db"}
     settings = rollout.RolloutConfig(
-        bundle=bundle, store=config.store, host=config.host, port=config.port, gate=False, reason="dkt demo"
+        bundle=bundle,
+        store=config.store,
+        host=config.host,
+        port=config.port,
+        gate=False,
+        replicas=kept,
+        reason="dkt demo",
     )
     try:
         address: str = rollout.run(settings)["address"]

@@ -24,6 +24,7 @@ from dkt_ray.errors import DktError
 from dkt_ray.events.database import check_shared, events_url
 from dkt_ray.events.sql import open_events
 from dkt_ray.registry.cache import local_copy, resolve
+from dkt_ray.registry.forgotten import mark_bundles
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving import fleet, series
 from dkt_ray.serving.api import Served, build_app
@@ -143,7 +144,8 @@ class Replica:
         if url is None:
             return None
         check_shared(url, len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}))
-        return Memory.of(open_events(url))
+        registry = Registry(open_store(self._args.store))
+        return Memory.of(open_events(url), mark_bundles=lambda mark: mark_bundles(registry, [mark]))
 
     def __del__(self) -> None:
         """Serve's hook, for when a replica has finished its requests."""

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 from fastapi import Request
 
 from dkt_ray.data.query import Query
-from dkt_ray.errors import StorageError, UnavailableError
+from dkt_ray.errors import DktError, UnavailableError
 from dkt_ray.events.model import Appended, Event, EventLog, History, HistoryStore, Receipt
 from dkt_ray.events.sql import Events
 from dkt_ray.privacy import Privacy
@@ -124,8 +124,9 @@ class Memory:
         receipt = await self.ask(self.histories.delete, self.privacy.user(user_id, tenant))
         try:
             return Deletion(receipt, await self.ask(self.mark_bundles, receipt.mark))
-        except StorageError:
-            raise UnavailableError("the user is deleted, but the store of bundles does not answer; try again") from None
+        except DktError as error:
+            reason = f"the user is deleted, but the bundles trained on him are not all marked ({error}); try again"
+            raise UnavailableError(reason) from error
 
     async def count(self) -> int:
         """How many graded events there are."""

@@ -3,7 +3,9 @@
 import json
 import re
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,11 +19,13 @@ from ray._common.utils import import_attr
 
 from benchmarks import ledger
 from benchmarks.serving_sides import free_port
+from dkt_ray.client import Client, RefusedError
 from dkt_ray.errors import RolloutError
 from dkt_ray.registry.clean_process import Footprint
 from dkt_ray.serving import issue, series
 from dkt_ray.serving.edge import PROBLEM
 from tests.bad_bundles import BAD
+from tests.reliability.processes import REPLICA, kill, pids, wait_for_another, wait_for_replicas
 from tests.reliability.world import START_S, tiny
 
 PATIENCE_S = 60.0
@@ -44,7 +48,7 @@ def http(world):
 
 def test_the_first_rollout_starts_the_service(world, http):
     first = world.digests[0]
-    result = world.rollout(first)
+    result = world.rollout(first, {"events": f"sqlite:///{world.cache.parent}/events.db"})
     assert (result["bundle"], result["previous"], result["address"]) == (first, None, world.url)
     assert world.alias() == first
     answer = http.post("/v1/predict", json=world.bodies[0])
@@ -100,6 +104,61 @@ def test_ray_exports_every_series_and_keeps_a_log_line_without_ids(world, http):
     assert told["replica"]
     assert canary not in text
     assert [path for path in logs.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()] == []
+
+
+def test_what_was_acknowledged_is_in_the_next_answer_and_no_trace_is_left_of_who_was_deleted(world):
+    canary, targets = "canary5e2a", world.bodies[0]["targets"]
+    history, minutes = [], iter(range(60))
+    with Client(world.url, deadline_s=120, try_s=30) as client:
+        for event in world.bodies[0]["history"][:12]:
+            history.append({**event, "timestamp": f"2026-03-02T16:{next(minutes):02}:00Z"})
+            sent = {name: value for name, value in history[-1].items() if name != "timestamp"}
+            client.record([{**sent, "user_id": canary, "answered_at": history[-1]["timestamp"]}])
+            found = client.predict(targets, user_id=canary)
+            expected = client.predict(targets, history)
+            assert [each.probability for each in found.predictions] == pytest.approx(
+                [each.probability for each in expected.predictions], abs=1e-9
+            )
+        assert client.user(canary).answers == len(history)
+        receipt = client.forget(canary)
+        assert receipt.removed["events"] == len(history)
+        assert client.forget(canary).receipt == receipt.receipt
+        for ask in (client.user, lambda user: client.predict(targets, user_id=user)):
+            with pytest.raises(RefusedError, match="410"):
+                ask(canary)
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    places = [*logs.rglob("*"), *world.cache.parent.glob("events.db*")]
+    assert [path for path in places if path.is_file() and canary.encode() in path.read_bytes()] == []
+
+
+def test_a_replica_that_is_killed_loses_no_event_and_keeps_none_twice(world):
+    """Four who write, each event sent twice, and a replica that dies in the middle."""
+    before, half, others = pids(REPLICA), threading.Barrier(5, timeout=600), 40
+    with Client(world.url) as client:
+        kept = client.events().events
+
+    def write(writer):
+        events = [
+            {"event_id": f"{writer}-{n}", "user_id": f"w{writer}", "question": "q", "correct": 1} for n in range(80)
+        ]
+        with Client(world.url, deadline_s=300, try_s=60) as client:
+            for start in range(0, 80, 20):
+                if start == others:
+                    half.wait()
+                for _ in range(2):
+                    client.record(events[start : start + 20])
+
+    with ThreadPoolExecutor(4) as writers:
+        done = [writers.submit(write, writer) for writer in range(4)]
+        half.wait()
+        kill(min(before))
+        for each in done:
+            each.result()
+    wait_for_another(REPLICA, before)
+    with Client(world.url, deadline_s=120) as client:
+        assert client.events().events == kept + 4 * 80
+        assert {client.user(f"w{writer}").answers for writer in range(4)} == {80}
+    wait_for_replicas(2)
 
 
 def wait_until(found, limit_s=120):
