@@ -11,6 +11,7 @@ import asyncio
 import html
 import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -47,7 +48,7 @@ class ServiceError(DktError):
 
 
 class Service:
-    """The three routes of the prediction API that the page uses."""
+    """The routes of the prediction API that the page uses."""
 
     def __init__(self, args: DemoPageArgs, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._base = args.api
@@ -79,6 +80,14 @@ class Service:
             self._call("POST", "/v1/knowledge-state", student | {"limit": page.MAX_CONCEPTS, "steps": 0}),
         )
         return page.read_future(prediction, knowledge)
+
+    async def keep(self, answers: Sequence[Answer], visitor: str) -> None:
+        """Have a visitor's answers kept."""
+        await self._call("POST", "/v1/events", {"events": page.events_body(answers, visitor)})
+
+    async def forget(self, visitor: str) -> str:
+        """Delete all that is kept of a visitor; the id of the receipt."""
+        return str((await self._call("DELETE", f"/v1/users/{visitor}"))["receipt"])
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
@@ -145,6 +154,28 @@ class Page:
         badge = _badge(now, elapsed_ms)
         return choices, badge, page.notice_text(now), figure, *compared, page.mastery_figure(now, other)
 
+    async def keep(self, rows: Sequence[Sequence[Any]], visitor: str | None) -> tuple[str | None, str]:
+        """Keep the history on the page under a random name, which the session remembers."""
+        visitor = visitor or f"visitor-{uuid.uuid4().hex}"
+        try:
+            answers = page.read_table(rows)
+            if not answers:
+                raise InputError("There is no answer to keep.")
+            await self._service.keep(answers, visitor)
+        except DktError as error:
+            return gr.skip(), f"⚠️ {error}"
+        return visitor, f"{len(answers)} answers are kept under the random name `{visitor}`."
+
+    async def forget(self, visitor: str | None) -> tuple[str | None, str]:
+        """Delete what this session had kept."""
+        if visitor is None:
+            return None, "Nothing of you is kept."
+        try:
+            receipt = await self._service.forget(visitor)
+        except DktError as error:
+            return gr.skip(), f"⚠️ {error}"
+        return None, f"All that was kept of `{visitor}` is deleted; receipt `{receipt}`."
+
 
 class Student(NamedTuple):
     """The left column."""
@@ -164,6 +195,7 @@ def build_page(service: Service) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=4, min_width=340):
                 story, about, flip, targets, table = _student()
+                _privacy(handlers, table)
             with gr.Column(scale=6, min_width=420):
                 results = [flip, *_results()]
         gr.Markdown(ABOUT)
@@ -207,6 +239,18 @@ def _student() -> Student:
     )
 
 
+def _privacy(handlers: Page, table: gr.Dataframe) -> None:
+    """What is kept, only where the visitor says so, and how it is deleted."""
+    gr.Markdown(PRIVACY)
+    visitor = gr.State(None)
+    with gr.Row():
+        keep = gr.Button("Keep these answers", elem_id="keep")
+        forget = gr.Button("Delete my data", elem_id="forget")
+    told = gr.Markdown(elem_id="kept")
+    keep.click(handlers.keep, [table, visitor], [visitor, told], api_name="keep")
+    forget.click(handlers.forget, [visitor], [visitor, told], api_name="forget")
+
+
 def _results() -> list[Component]:
     """Badge, notice, probabilities, what-if sentence, what-if figure, mastery: the order of a refresh's outputs."""
     return [
@@ -222,7 +266,11 @@ def _results() -> list[Component]:
 ABOUT: Final = """
 **How to read it.** A bar is the ensemble's probability of a right answer; the marks on it are its members' own
 opinions: the further apart, the less sure. Mastery is the mean probability over up to three questions that stand for
-a concept. The students are invented; the page stores nothing. A probability is an estimate, not a verdict on a person.
+a concept. The students are invented. A probability is an estimate, not a verdict on a person.
+"""
+PRIVACY: Final = """
+**Privacy.** Nothing is kept unless you ask for it: then the history above goes to the log of this service, from which
+models learn, under a random name and with nothing else of you. *Delete my data* removes it, while this page is open.
 """
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -188,6 +189,18 @@ def history_body(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """The `history` of a request: answers in order of time, times only where there are any."""
     ordered = sorted(answers, key=lambda answer: answer.time or datetime.min)
     return [{"question": a.question, "correct": int(a.right)} | _timestamp(a) for a in ordered]
+
+
+def events_body(answers: Sequence[Answer], user: str) -> list[dict[str, Any]]:
+    """The `events` of a request that keeps answers: the same answer of the same visitor has the same id."""
+    bodies = history_body(answers)
+    ids = [
+        uuid.uuid5(uuid.NAMESPACE_OID, f"{user} {place} {json.dumps(body)}").hex for place, body in enumerate(bodies)
+    ]
+    times = [{"answered_at": body.pop("timestamp")} if "timestamp" in body else {} for body in bodies]
+    return [
+        {"event_id": id_, "user_id": user} | body | time for id_, body, time in zip(ids, bodies, times, strict=True)
+    ]
 
 
 def asked_at(answers: Sequence[Answer]) -> str | None:

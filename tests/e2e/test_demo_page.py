@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 import uvicorn
@@ -16,6 +17,7 @@ from dkt_ray.serving.contract import (
     PredictRequest,
     PredictResponse,
 )
+from dkt_ray.serving.events_contract import EventsRequest, EventsResponse, ReceiptResponse
 from scripts.screenshot import BROWSER_ARGS, CHROMIUM
 from serve_app.demo import DemoPageArgs, build_app
 
@@ -73,6 +75,16 @@ def stand_in() -> FastAPI:
     def knowledge(request: KnowledgeRequest) -> KnowledgeResponse:
         rows = [{"concept": c, "mastery": probability(request), "probes": QUESTIONS[:1]} for c in ("701", "702")]
         return KnowledgeResponse(model_version="feedc0de", cold_start=not request.history, concepts=rows)
+
+    @app.post("/v1/events")
+    def keep(request: EventsRequest) -> EventsResponse:
+        kept = {event.user_id for event in request.events}
+        return EventsResponse(added=len(kept), waiting=0, repeated=0, received_at=datetime.now(UTC))
+
+    @app.delete("/v1/users/{user_id}")
+    def forget(user_id: str) -> ReceiptResponse:
+        now = datetime.now(UTC)
+        return ReceiptResponse(receipt=f"of-{user_id}", deleted_at=now, removed={}, bundles=[], remains="nothing")
 
     return app
 
@@ -142,6 +154,17 @@ def test_a_new_student_is_a_cold_start(tab):
     expect(tab.locator("#notice")).to_contain_text("cold start")
     expect(tab.locator("#probability")).to_contain_text("30%")
     expect(tab.locator("#what-if .barlayer .point")).to_have_count(0)
+
+
+def test_answers_are_kept_only_when_the_visitor_says_so_and_deleted_when_he_does(tab):
+    expect(tab.get_by_text("Nothing is kept unless you ask for it")).to_be_visible()
+    expect(tab.locator("#history")).to_contain_text("A010001001")
+    tab.locator("#keep").click()
+    expect(tab.locator("#kept")).to_contain_text("answers are kept under the random name visitor-")
+    tab.locator("#forget").click()
+    expect(tab.locator("#kept")).to_contain_text("receipt of-visitor-")
+    tab.locator("#forget").click()
+    expect(tab.locator("#kept")).to_contain_text("Nothing of you is kept")
 
 
 def test_without_the_api_the_page_says_so(browser):

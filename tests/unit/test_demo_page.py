@@ -21,6 +21,7 @@ from dkt_ray.serving.contract import (
 )
 from dkt_ray.serving.page import Answer, Future, Question
 from serve_app.demo import DemoPageArgs, Page, Service, demo
+from tests.requests import forwarded
 
 QUESTIONS = tuple(
     Question(f"A0{head}000100{tail}", (f"70{head}",), difficulty=tail / 10, answers=100 - 10 * head - tail)
@@ -195,6 +196,27 @@ def rights(request: StudentRequest) -> int:
 def test_the_builder_takes_the_arguments_of_a_yaml_file():
     app = call_user_app_builder_with_args_if_necessary(demo, {"api": "http://127.0.0.1:1"})
     assert app._bound_deployment.init_args == (DemoPageArgs(api="http://127.0.0.1:1"),)
+
+
+def test_answers_are_kept_once_under_a_random_name_and_deleted_on_request(api):
+    handlers, rows = Page(service(lambda request: forwarded(api).handle_request(request))), page.table_rows(ANSWERS)
+    visitor, told = asyncio.run(handlers.keep(rows, None))
+    assert f"2 answers are kept under the random name `{visitor}`" in told
+    assert asyncio.run(handlers.keep(rows, visitor))[0] == visitor
+    assert api.get(f"/v1/users/{visitor}").json()["answers"] == len(ANSWERS)
+    assert asyncio.run(handlers.keep(rows, None))[0] != visitor
+    nobody, told = asyncio.run(handlers.forget(visitor))
+    assert nobody is None
+    assert "receipt" in told
+    assert api.get(f"/v1/users/{visitor}").status_code == 410
+    assert "deleted" in asyncio.run(handlers.keep(rows, visitor))[1]
+
+
+def test_nothing_to_keep_and_a_service_that_keeps_nothing_are_said(client):
+    handlers = Page(service(lambda request: forwarded(client).handle_request(request)))
+    assert asyncio.run(handlers.keep([], None))[1] == "⚠️ There is no answer to keep."
+    assert "keeps no events" in asyncio.run(handlers.keep(page.table_rows(ANSWERS), None))[1]
+    assert asyncio.run(handlers.forget(None)) == (None, "Nothing of you is kept.")
 
 
 def test_a_refresh_asks_for_both_futures():
