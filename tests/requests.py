@@ -36,9 +36,9 @@ def forwarded(client):
 
 
 @contextmanager
-def service(predictor, folder, keys=None, **more):
+def service(predictor, folder, keys=None, privacy=PRIVACY, **more):
     """The API over a database in a folder."""
-    memory = Memory.of(open_events(f"sqlite:///{folder}/events.db", PRIVACY), privacy=PRIVACY, **more)
+    memory = Memory.of(open_events(f"sqlite:///{folder}/events.db", privacy), privacy=privacy, **more)
 
     async def answer(query):
         return predictor.answer([query])[0]

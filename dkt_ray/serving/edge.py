@@ -128,7 +128,9 @@ class Edge:
             if not limit.expired():
                 raise
             if not started and limit.when() != GONE:
-                detail = "The request's deadline passed before its answer was there; nothing was changed, send it again"
+                detail = (
+                    "The request's deadline passed before its answer was there; send it again: nothing is done twice"
+                )
                 await problem(HTTPStatus.GATEWAY_TIMEOUT, detail, scope["path"], request_id)(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, limit: asyncio.Timeout) -> None:

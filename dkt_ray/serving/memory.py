@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 from fastapi import Request
 
 from dkt_ray.data.query import Query
-from dkt_ray.errors import DktError, UnavailableError
+from dkt_ray.errors import ConfigError, DktError, UnavailableError
 from dkt_ray.events.model import Appended, Event, EventLog, History, HistoryStore, Receipt
 from dkt_ray.events.sql import Events
 from dkt_ray.privacy import Privacy
@@ -112,7 +112,7 @@ class Memory:
 
     async def history(self, user_id: str, tenant: str, limit: int) -> tuple[str, History]:
         """A user's stored name and his latest answers."""
-        user = self.privacy.user(user_id, tenant)
+        user = self._name(user_id, tenant)
         return user, await self.ask(self.histories.get, user, limit)
 
     async def delete(self, user_id: str, tenant: str) -> Deletion:
@@ -121,7 +121,7 @@ class Memory:
         Raises:
             UnavailableError: not all of it could be done; asked again, the rest is done.
         """
-        receipt = await self.ask(self.histories.delete, self.privacy.user(user_id, tenant))
+        receipt = await self.ask(self.histories.delete, self._name(user_id, tenant))
         try:
             return Deletion(receipt, await self.ask(self.mark_bundles, receipt.mark))
         except DktError as error:
@@ -136,6 +136,17 @@ class Memory:
         """What the database answers, without holding the event loop up."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *args, **kwargs))
 
+    def _name(self, user_id: str, tenant: str) -> str:
+        """The name under which a user is stored.
+
+        Raises:
+            UnavailableError: tenants, but no key for the names of their users.
+        """
+        try:
+            return self.privacy.user(user_id, tenant)
+        except ConfigError as error:
+            raise UnavailableError(str(error)) from None
+
     def _event(self, index: int, event: LoggedEvent, tenant: str, now: int) -> Event:
         times = {"answered_at": event.answered_at, "shown_at": event.shown_at}
         at = {name: milliseconds(time) for name, time in times.items() if time is not None}
@@ -148,7 +159,7 @@ class Memory:
             raise FieldError(f"/events/{index}/shown_at", "later than answered_at")
         return Event(
             event_id=self.privacy.event(event.event_id, tenant),
-            user=self.privacy.user(event.user_id, tenant),
+            user=self._name(event.user_id, tenant),
             question=event.question,
             answered_at=at.get("answered_at", now),
             received_at=now,

@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 
 from dkt_ray.errors import UnavailableError
 from dkt_ray.events.sql import open_events
+from dkt_ray.privacy import Privacy
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.keys import Holder, Keys, make, utc_now
 from dkt_ray.serving.memory import DAY_MS, Memory
@@ -207,6 +208,16 @@ def test_another_tenants_user_is_not_there(predictor, known, tmp_path):
         for own in (blue, red):
             assert api.get(f"{USERS}/ada", headers=own).json()["answers"] == 1
             assert post(api, ask, **own).json()["cold_start"] is False
+
+
+def test_tenants_without_a_key_for_names_are_told_what_is_missing(predictor, tmp_path):
+    text, key = make(utc_now(), None)
+    keys = Keys(holders=[Holder(name="blue", role="admin", tenant="blue", keys=[key])])
+    with service(predictor, tmp_path, keys, privacy=Privacy()) as api:
+        asked = api.get(f"{USERS}/ada", headers={"x-api-key": text})
+        for answer in (send(api, logged(), **{"x-api-key": text}), asked):
+            assert answer.status_code == 503
+            assert "DKT_PRIVACY_KEY is not set" in answer.json()["detail"]
 
 
 def test_no_raw_id_is_stored(predictor, tmp_path):
