@@ -57,12 +57,13 @@ def accuracy(y: Ints, p: Floats) -> float | None:
 
 def log_loss(y: Ints, p: Floats) -> float | None:
     """Mean negative log-likelihood in nats; probabilities are clipped by one float64 epsilon."""
-    return _mean(_surprise(*_checked(y, p)))
+    return _mean(surprise(*_checked(y, p)))
 
 
 def brier(y: Ints, p: Floats) -> float | None:
     """Mean squared error of the probability (Brier, 1950)."""
-    return _mean(_squares(*_checked(y, p)))
+    y, p = _checked(y, p)
+    return _mean((p - y) ** 2)
 
 
 def ece(y: Ints, p: Floats, bins: int = BINS) -> float | None:
@@ -295,8 +296,8 @@ def _of_all_rows(y: Ints, p: Floats, index: Ints, order: Ints) -> dict[str, Stat
     return {
         "auc": Ranked.of_sorted(y[order] == 1, p[order], index[order]).auc,
         "accuracy": mean_statistic(_hits(y, p), index),
-        "log_loss": mean_statistic(_surprise(y, p), index),
-        "brier": mean_statistic(_squares(y, p), index),
+        "log_loss": mean_statistic(surprise(y, p), index),
+        "brier": mean_statistic((p - y) ** 2, index),
         "ece": ece_statistic(y, p, index),
     }
 
@@ -351,13 +352,10 @@ def _hits(y: Ints, p: Floats) -> Floats:
     return ((p >= 0.5) == (y == 1)).astype(np.float64)
 
 
-def _surprise(y: Ints, p: Floats) -> Floats:
+def surprise(y: Ints, p: Floats) -> Floats:
+    """[N] negative log-likelihood of each answer in nats; probabilities are clipped by one float64 epsilon."""
     clipped = np.clip(p, np.finfo(np.float64).eps, 1 - np.finfo(np.float64).eps)
     return -np.log(np.where(y == 1, clipped, 1 - clipped))
-
-
-def _squares(y: Ints, p: Floats) -> Floats:
-    return (p - y) ** 2
 
 
 def _bin(p: Floats, bins: int) -> npt.NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, Table, Text
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, SmallInteger, Table, Text
 
 METADATA: Final = MetaData()
 
@@ -68,4 +68,47 @@ RETENTIONS: Final = Table(
     Column("kept_from", BigInteger, nullable=False),
     Column("removed_at", BigInteger, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# What was foreseen for users and is not answered yet: joined to the next answer to the same question, then gone.
+PREDICTIONS: Final = Table(
+    "predictions",
+    METADATA,
+    Column("number", _Number, primary_key=True),
+    Column("user", Text, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("bundle", Text, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index("predictions_of_a_user", "user", "question", "at"),
+    Index("predictions_by_time", "at"),
+)
+
+# What users were recommended, and how likely it was to be.
+RECOMMENDATIONS: Final = Table(
+    "recommendations",
+    METADATA,
+    Column("number", _Number, primary_key=True),
+    Column("user", Text, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("bundle", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("candidates", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("propensity", Float, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index("recommendations_of_a_user", "user"),
+    Index("recommendations_by_time", "at"),
+)
+
+# Predictions and what came of them; of nobody.
+OUTCOMES: Final = Table(
+    "outcomes",
+    METADATA,
+    Column("number", _Number, primary_key=True),
+    Column("bundle", Text, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("correct", SmallInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index("outcomes_of_a_bundle", "bundle", "number"),
 )

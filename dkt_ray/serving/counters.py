@@ -5,6 +5,8 @@ Ray exports the same series, of all replicas, on each node's metrics port: a das
 
 from __future__ import annotations
 
+import threading
+
 import prometheus_client as prometheus
 from fastapi import Response
 from prometheus_client.registry import CollectorRegistry
@@ -17,11 +19,13 @@ class Counters:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._lock = threading.Lock()
         self._kept: dict[str, prometheus.Counter | prometheus.Gauge | prometheus.Histogram] = {}
 
     def add(self, series: Series, value: float, *labels: str) -> None:
         """As `Meter.add`."""
-        kept = self._kept.get(series.name) or self._keep(series)
+        with self._lock:  # several threads may be the first
+            kept = self._kept.get(series.name) or self._keep(series)
         child = kept.labels(*labels) if labels else kept
         if isinstance(child, prometheus.Counter):
             child.inc(value)
@@ -44,4 +48,5 @@ class Counters:
             made = prometheus.Gauge(*about, registry=self._registry)
         else:
             made = prometheus.Histogram(*about, buckets=series.buckets, registry=self._registry)
-        return self._kept.setdefault(series.name, made)
+        self._kept[series.name] = made
+        return made

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -22,7 +23,9 @@ from dkt_ray import log
 from dkt_ray.config import Config
 from dkt_ray.errors import DktError
 from dkt_ray.events.database import check_shared, events_url
+from dkt_ray.events.outcomes import Outcomes
 from dkt_ray.events.sql import open_events
+from dkt_ray.privacy import Privacy
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.forgotten import mark_bundles
 from dkt_ray.registry.store import Registry
@@ -32,6 +35,7 @@ from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
 from dkt_ray.serving.counters import Counters
+from dkt_ray.serving.journal import Journal
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.predictor import Predictor
@@ -144,12 +148,16 @@ class Replica:
         if url is None:
             return None
         check_shared(url, len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}))
-        registry = Registry(open_store(self._args.store))
-        return Memory.of(open_events(url), mark_bundles=lambda mark: mark_bundles(registry, [mark]))
+        opened, registry = open_events(url), Registry(open_store(self._args.store))
+        journal = Journal(Outcomes(opened.engine, Privacy.of_environment()), self._telemetry.meters)
+        self._telemetry = replace(self._telemetry, journal=journal)
+        return Memory.of(opened, mark_bundles=lambda mark: mark_bundles(registry, [mark]), heard=journal.heard)
 
     def __del__(self) -> None:
         """Serve's hook, for when a replica has finished its requests."""
         if memory := getattr(self, "_memory", None):
+            if journal := self._telemetry.journal:
+                journal.close()
             memory.close()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

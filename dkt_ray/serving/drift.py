@@ -19,7 +19,6 @@ HALF_LIFE: Final = 2000.0  # queries after which one counts half
 AT_LEAST: Final = 500  # values below which nothing is concluded: equal distributions are about bins / values apart
 AT_ONCE: Final = 64  # queries, and
 MANY: Final = 20_000  # targets that wait to be counted together
-ROUTES: Final = frozenset({"/v1/predict", "/v1/predict:batch"})  # what others ask says nothing about the students
 
 Floats = npt.NDArray[np.float64]
 

@@ -25,6 +25,7 @@ from dkt_ray.serving.events_contract import (
     UserResponse,
 )
 from dkt_ray.serving.memory import Memory, receipt_id, tenant, time_of
+from dkt_ray.serving.trace import current
 
 KEEPS_NONE: Final = "This service keeps no events: start it with `events`, the URL of a database"
 REMAINS: Final = (
@@ -93,6 +94,7 @@ def _about_events(router: APIRouter, memory: Memory, known: Sequence[str]) -> No
         """Keep answers: each once, however often it is sent; from now on `user_id` stands for them."""
         now = time.time_ns() // 1_000_000
         appended = await memory.append(body.events, tenant(request), now)
+        current().appended = appended._asdict()
         return _reply(EventsResponse(**appended._asdict(), received_at=time_of(now)))
 
     @router.get("/events/count", response_model=CountResponse)

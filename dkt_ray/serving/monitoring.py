@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Response
 from pydantic import BaseModel, Field
 
+from dkt_ray.events.outcomes import WINDOW, Outcomes, figures
 from dkt_ray.serving import edge
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.routes import reply
@@ -30,6 +34,25 @@ class DriftResponse(BaseModel):
     quantities: dict[str, Quantity]
 
 
+class Live(BaseModel):
+    """Figures over the latest outcomes of a bundle."""
+
+    model_version: str
+    outcomes: int
+    log_loss: float | None
+    auc: float | None
+    ece: float | None
+    since: datetime | None
+    until: datetime | None
+
+
+class OutcomesResponse(BaseModel):
+    """Predictions for stored users that were answered since: by bundle, the one with the newest first."""
+
+    window: int = Field(description="most outcomes of a bundle that figures are of")
+    bundles: list[Live]
+
+
 def monitoring(predictor: Predictor, telemetry: Telemetry) -> APIRouter:
     """The routes, for the bundle that the alias points to."""
     router = APIRouter(prefix="/v1")
@@ -47,4 +70,24 @@ def monitoring(predictor: Predictor, telemetry: Telemetry) -> APIRouter:
             raise HTTPException(HTTPStatus.NOT_FOUND, detail)
         return reply({"model_version": predictor.version, "quantities": found.report()})
 
+    @router.get(
+        "/outcomes",
+        response_model=OutcomesResponse,
+        responses={404: {"description": "no users are stored here", "content": {edge.PROBLEM: {}}}},
+    )
+    async def live() -> Response:
+        """How well the bundles have foreseen what stored users answered."""
+        if telemetry.journal is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND, "No users are stored here; start the service with `events`")
+        return reply({"window": WINDOW, "bundles": await asyncio.to_thread(_live, telemetry.journal.outcomes)})
+
     return router
+
+
+def _live(outcomes: Outcomes) -> list[dict[str, Any]]:
+    told = [{"model_version": bundle} | figures(outcomes.latest(bundle)) for bundle in outcomes.bundles()]
+    return [each | {name: _time(each[name]) for name in ("since", "until")} for each in told]
+
+
+def _time(ms: int | None) -> datetime | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)

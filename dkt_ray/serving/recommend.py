@@ -18,7 +18,9 @@ from dkt_ray.registry.catalogue import Catalogue
 from dkt_ray.serving.contract import MAX_ROWS, MAX_TARGETS, FieldError, RecommendRequest
 from dkt_ray.serving.knowledge import Probes, known_concepts, mastery
 from dkt_ray.serving.requests import of_known
+from dkt_ray.serving.trace import Shown, current
 
+RULE: Final = "v1"  # of the rules below; another one where they choose otherwise
 COMPARED: Final = 32  # K at most: each is two histories to be read
 PROBES_AT_MOST: Final = 16  # of one question, for the estimate of what a comparison costs
 
@@ -56,6 +58,16 @@ async def recommended(
     request: RecommendRequest, past: Query, catalogue: Catalogue, answer: Answer
 ) -> tuple[Scores, Fields]:
     """The scores of the candidates, and the fields of `RecommendResponse` besides those of every reply."""
+    scores, found = await _chosen(request, past, catalogue, answer)
+    low, high = request.band
+    asked = [item["question"] for item in found["recommendations"]]
+    current().shown = Shown(f"{request.by} {low:g}-{high:g} {RULE}", found["candidates"], asked)
+    return scores, found
+
+
+async def _chosen(
+    request: RecommendRequest, past: Query, catalogue: Catalogue, answer: Answer
+) -> tuple[Scores, Fields]:
     questions = candidates(request, past, catalogue)
     scores = await answer(of_known(past, questions))
     order = np.argsort(np.abs(scores.probability - sum(request.band) / 2), kind="stable").tolist()

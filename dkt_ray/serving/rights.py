@@ -26,6 +26,7 @@ RIGHTS: Final = (
     Right("GET", "/v1/models", "read"),
     Right("GET", "/v1/questions", "read"),
     Right("GET", "/v1/drift", "read"),
+    Right("GET", "/v1/outcomes", "read"),
     Right("POST", "/v1/predict", "read"),
     Right("POST", "/v1/predict:batch", "read"),
     Right("POST", "/v1/knowledge-state", "read"),

@@ -22,15 +22,17 @@ from dkt_ray.serving import drift, series
 from dkt_ray.serving.counters import Counters
 from dkt_ray.serving.drift import Drift
 from dkt_ray.serving.edge import App, Message, Receive, Scope, Send
+from dkt_ray.serving.journal import Journal
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.routes import Choose, Served
 from dkt_ray.serving.series import SHORT, Meters
-from dkt_ray.serving.trace import TRACE, Trace, current
+from dkt_ray.serving.trace import TRACE, USER, Trace, current
 
 access = logging.getLogger("dkt_ray.access")
 
 CLIENT_GONE: Final = 499  # no response was begun
 TIMING: Final = "server-timing"
+PREDICTS: Final = frozenset({"/v1/predict", "/v1/predict:batch"})  # what others ask says nothing about the students
 TENTHS: Final = tuple(f"{tenth / 10:.1f}" for tenth in range(10))
 
 
@@ -48,6 +50,8 @@ class Telemetry:
     """Its name, for the log."""
     drifts: dict[str, Drift] = field(default_factory=dict)
     """Of the bundles that answer here, where they have a profile."""
+    journal: Journal | None = None
+    """Where predictions for stored users are written down, where there are any."""
 
     @classmethod
     def alone(cls) -> Telemetry:
@@ -65,8 +69,11 @@ class Telemetry:
         """A query has its answer."""
         trace = current()
         trace.scored(bundle, query, scores)
-        if bundle in self.drifts and trace.route in drift.ROUTES:
-            self.drifts[bundle].add(query, scores)
+        if trace.route in PREDICTS:
+            if bundle in self.drifts:
+                self.drifts[bundle].add(query, scores)
+            if self.journal is not None and (user := USER.get()) is not None:
+                self.journal.predicted(user, bundle, query, scores)
         add, short = self.meters.add, bundle[:SHORT]
         add(series.COLD_STARTS, not query.question, short)
         add(series.UNKNOWN, int(scores.unknown.sum()), short)
@@ -78,6 +85,11 @@ class Telemetry:
 
     def ended(self, trace: Trace, status: int, seconds: float) -> None:
         """A request has ended."""
+        for what, events in trace.appended.items():
+            self.meters.add(series.EVENTS, events, what)
+        if self.journal is not None and trace.shown is not None and trace.users:
+            [user], [bundle] = trace.users, trace.bundles
+            self.journal.recommended(user, bundle, *trace.shown)
         self.meters.add(series.REQUESTS, 1, trace.route, str(status))
         self.meters.add(series.REQUEST_SECONDS, seconds, trace.route)
         for stage, part in trace.stages.items():

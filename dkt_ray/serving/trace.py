@@ -5,16 +5,24 @@ It is at hand wherever the request's own task is, and in the tasks that this one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.serving.edge import Scope
 
 QUEUE: Final = "queue"
+
+
+class Shown(NamedTuple):
+    """What a request's user is recommended."""
+
+    policy: str  # the rule, its settings, and its version
+    candidates: int
+    questions: Sequence[str]  # the best first
 
 
 @dataclass
@@ -31,6 +39,9 @@ class Trace:
     """The longest wait for a batch, in seconds."""
     passes: dict[int, Mapping[str, float]] = field(default_factory=dict)
     """What each pass took; many students of a request may share one, which counts once."""
+    shown: Shown | None = None
+    appended: Mapping[str, int] = field(default_factory=dict)
+    """Events by what became of them."""
 
     @property
     def route(self) -> str:
@@ -64,7 +75,8 @@ def current() -> Trace:
     return TRACE.get() or Trace()
 
 
-def about(user: str) -> None:
-    """From here on in this task, what is scored is about a stored user."""
+def about(user: str | None) -> None:
+    """From here on in this task, what is scored is about a stored user, or about nobody who is stored."""
     USER.set(user)
-    current().users.add(user)
+    if user is not None:
+        current().users.add(user)

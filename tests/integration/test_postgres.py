@@ -8,6 +8,7 @@ import pytest
 
 from dkt_ray.events.sql import Events, open_events
 from tests.event_promises import PRIVACY, EventPromises
+from tests.outcome_promises import OutcomePromises
 
 pytestmark = pytest.mark.postgres
 
@@ -30,4 +31,8 @@ def events(url: str) -> Iterator[Events]:
 
 
 class TestPostgres(EventPromises):
+    pass
+
+
+class TestOutcomes(OutcomePromises):
     pass

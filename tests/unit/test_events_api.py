@@ -168,7 +168,9 @@ def test_a_user_is_told_and_deleted_for_ever(api):
     again = [send(api, logged("new")), post(api, {"user_id": "ada", "targets": ["q"]}), send(api, sent[0])]
     assert {answer.status_code for answer in again} == {410}
     assert {answer.headers["content-type"] for answer in again} == {"application/problem+json"}
-    assert api.delete(f"{USERS}/ada").json() == receipt.json() | {"removed": {"events": 0, "waiting": 0}}
+    assert api.delete(f"{USERS}/ada").json() == receipt.json() | {
+        "removed": dict.fromkeys(receipt.json()["removed"], 0)
+    }
 
 
 @pytest.mark.parametrize("user", ["a/b", "..", "a b?c#d", "ä€", "u" * 200])

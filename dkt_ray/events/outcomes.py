@@ -1,0 +1,216 @@
+"""What was foreseen and what came: predictions for stored users are joined to their next answers.
+
+An outcome holds no user. A prediction is of the next answer to its question: the latest one made before an answer, and
+not more than `KEPT_DAYS` before it, is joined to it; it and the older ones are gone then, so that a repeated event
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
+
+from dkt_ray import metrics
+from dkt_ray.events.database import retried, written
+from dkt_ray.events.model import Event
+from dkt_ray.events.tables import OUTCOMES, PREDICTIONS, RECOMMENDATIONS, TOMBSTONES
+from dkt_ray.metrics import Estimate
+from dkt_ray.privacy import Privacy
+
+DAY_MS: Final = 86_400_000
+KEPT_DAYS: Final = 30
+WINDOW: Final = 10_000  # outcomes of a bundle that figures are of, the latest ones
+AT_ONCE: Final = 400  # values of one IN list
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One probability that was told of a stored user."""
+
+    user: str
+    question: str
+    bundle: str
+    probability: float
+    at: int  # ms UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """One question that a stored user was recommended."""
+
+    user: str
+    question: str
+    bundle: str
+    policy: str  # the rule, its settings, and its version
+    candidates: int
+    rank: int  # 1: first
+    propensity: float  # probability that the policy shows it to him
+    at: int  # ms UTC
+
+
+class Joined(NamedTuple):
+    """Outcomes of one bundle, the latest first."""
+
+    probability: Floats
+    correct: Ints
+    at: Ints  # ms UTC of the answers
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Predictions, recommendations and outcomes in the database of the events."""
+
+    engine: Engine
+    privacy: Privacy
+
+    def keep(self, predictions: Sequence[Prediction], recommended: Sequence[Recommended] = ()) -> int:
+        """Keep what was told of users; of those who were deleted meanwhile, nothing.
+
+        Returns:
+            How many rows are kept.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+
+        def work(connection: Connection) -> int:
+            users = {each.user for each in predictions} | {each.user for each in recommended}
+            gone = self._forgotten(connection, users)
+            kept = 0
+            tables: list[tuple[Table, Sequence[Prediction | Recommended]]]
+            tables = [(PREDICTIONS, predictions), (RECOMMENDATIONS, recommended)]
+            for table, rows in tables:
+                values = [asdict(row) for row in rows if row.user not in gone]
+                if values:
+                    connection.execute(insert(table), values)
+                kept += len(values)
+            return kept
+
+        return written(self.engine, work) if predictions or recommended else 0
+
+    def join(self, events: Iterable[Event]) -> int:
+        """Make outcomes of graded answers that were foreseen.
+
+        Returns:
+            How many there are.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        graded = sorted((event for event in events if event.correct is not None), key=lambda each: each.answered_at)
+        if not graded:
+            return 0
+        return written(self.engine, lambda connection: sum(_join(connection, each) for each in _pieces(graded)))
+
+    def expire(self, now: int) -> int:
+        """Remove predictions and recommendations older than `KEPT_DAYS`; returns how many.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        tables = (PREDICTIONS, RECOMMENDATIONS)
+        old = [delete(table).where(table.c.at < now - KEPT_DAYS * DAY_MS) for table in tables]
+        return written(self.engine, lambda connection: sum(connection.execute(each).rowcount for each in old))
+
+    def bundles(self) -> list[str]:
+        """Bundles that have outcomes, the one with the newest first."""
+        query = select(OUTCOMES.c.bundle).group_by(OUTCOMES.c.bundle).order_by(func.max(OUTCOMES.c.number).desc())
+        return [bundle for (bundle,) in self._rows(query)]
+
+    def latest(self, bundle: str, window: int = WINDOW) -> Joined:
+        """The latest outcomes of a bundle."""
+        columns = (OUTCOMES.c.probability, OUTCOMES.c.correct, OUTCOMES.c.at)
+        query = select(*columns).where(OUTCOMES.c.bundle == bundle).order_by(OUTCOMES.c.number.desc()).limit(window)
+        found = np.array([tuple(row) for row in self._rows(query)], np.float64).reshape(-1, len(columns))
+        return Joined(found[:, 0], found[:, 1].astype(np.int64), found[:, 2].astype(np.int64))
+
+    def _rows(self, query: Any) -> Sequence[Any]:
+        def rows() -> Sequence[Any]:
+            with self.engine.connect() as connection:
+                return connection.execute(query).all()
+
+        return retried(rows)
+
+    def _forgotten(self, connection: Connection, users: set[str]) -> set[str]:
+        marks = {self.privacy.mark(user): user for user in users}
+        found = set()
+        for chosen in _pieces(list(marks)):
+            query = select(TOMBSTONES.c.mark).where(TOMBSTONES.c.mark.in_(chosen))
+            found |= {marks[mark] for (mark,) in connection.execute(query)}
+        return found
+
+
+def figures(joined: Joined) -> dict[str, Any]:
+    """outcomes (their number), log_loss, auc, ece, since and until (ms UTC of the answers); None: does not exist."""
+    y, p = joined.correct, joined.probability
+    times = {"since": int(joined.at.min()), "until": int(joined.at.max())} if len(y) else {"since": None, "until": None}
+    told = {"log_loss": metrics.log_loss(y, p), "auc": metrics.auc(y, p), "ece": metrics.ece(y, p)}
+    return {"outcomes": len(y)} | told | times
+
+
+def worse_by(live: Joined, before: Joined | float, samples: int = metrics.SAMPLES, seed: int = 0) -> Estimate:
+    """How much higher the log-loss of live outcomes is than that of others, or than a figure; with an interval.
+
+    The bootstrap is over outcomes: they hold no users whose answers could be kept together.
+    """
+    first, drawn = _log_losses(live, samples, seed)
+    if isinstance(before, float):
+        return metrics.estimate(first - before, drawn - before)
+    second, others = _log_losses(before, samples, seed + 1)
+    return metrics.estimate(first - second, drawn - others)
+
+
+def _log_losses(joined: Joined, samples: int, seed: int) -> tuple[float, Floats]:
+    loss = metrics.surprise(joined.correct, joined.probability)
+    each = np.arange(len(loss))
+    statistic = metrics.mean_statistic(loss, each)
+    return float(loss.mean()), metrics.bootstrap({"log_loss": statistic}, len(loss), samples, seed)["log_loss"]
+
+
+def _join(connection: Connection, events: Sequence[Event]) -> int:
+    foreseen = _foreseen(connection, events)
+    made: list[Mapping[str, Any]] = []
+    used: list[int] = []
+    for event in events:
+        waiting = foreseen[event.user, event.question]
+        before = [row for row in waiting if row.at <= event.answered_at]
+        if not before:
+            continue
+        latest = before[-1]
+        if latest.at >= event.answered_at - KEPT_DAYS * DAY_MS:
+            told = {"bundle": latest.bundle, "probability": latest.probability}
+            made.append(told | {"correct": event.correct, "at": event.answered_at})
+        used += [row.number for row in before]
+        foreseen[event.user, event.question] = waiting[len(before) :]
+    for chosen in _pieces(used):
+        connection.execute(delete(PREDICTIONS).where(PREDICTIONS.c.number.in_(chosen)))
+    if made:
+        connection.execute(insert(OUTCOMES), made)
+    return len(made)
+
+
+def _foreseen(connection: Connection, events: Sequence[Event]) -> dict[tuple[str, str], list[Any]]:
+    """Predictions by user and question, oldest first."""
+    users, questions = ({getattr(event, name) for event in events} for name in ("user", "question"))
+    query = (
+        select(PREDICTIONS)
+        .where(PREDICTIONS.c.user.in_(users), PREDICTIONS.c.question.in_(questions))
+        .order_by(PREDICTIONS.c.at, PREDICTIONS.c.number)
+    )
+    found: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for row in connection.execute(query):
+        found[row.user, row.question].append(row)
+    return found
+
+
+def _pieces(values: Sequence[Any]) -> list[Sequence[Any]]:
+    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]

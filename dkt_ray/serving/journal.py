@@ -1,0 +1,122 @@
+"""What a replica told of stored users, written down behind the requests: they never wait for it.
+
+What finds no room is dropped and counted; what is foreseen within a second of its answer may be missed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from dkt_ray.data.query import Query
+from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.errors import UnavailableError
+from dkt_ray.events.model import Event
+from dkt_ray.events.outcomes import Outcomes, Prediction, Recommended, figures
+from dkt_ray.serving.series import LIVE, OUTCOMES, PREDICTIONS, SHORT, Meters
+
+logger = logging.getLogger(__name__)
+
+MOST_TARGETS: Final = 100  # of one query; more are no student's next question
+MOST_WAITING: Final = 20_000  # rows
+WRITE_S: Final = 1.0
+LOOK_S: Final = 60.0  # between figures of the outcomes, and removals of what is old
+TOLD: Final = ("log_loss", "auc", "ece")
+TOLD_BUNDLES: Final = 5  # the ones with the newest outcomes
+
+
+class Journal:
+    """Writes in one thread of its own, in batches.
+
+    Args:
+        meters: what became of predictions, and the figures of the outcomes.
+    """
+
+    def __init__(self, outcomes: Outcomes, meters: Meters, most_waiting: int = MOST_WAITING) -> None:
+        self.outcomes = outcomes
+        self._meters = meters
+        self._most = most_waiting
+        self._lock = threading.Lock()
+        self._waiting: list[Prediction | Recommended | Event] = []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def predicted(self, user: str, bundle: str, query: Query, scores: Scores) -> None:
+        """A stored user's targets were scored."""
+        now = _now()
+        pairs = list(zip(query.target, scores.probability.tolist(), strict=True))
+        kept = [Prediction(user, question, bundle, p, now) for question, p in pairs[:MOST_TARGETS]]
+        self._count("over_limit", len(pairs) - len(kept))
+        self._wait(kept)
+
+    def recommended(self, user: str, bundle: str, policy: str, candidates: int, questions: Sequence[str]) -> None:
+        """A stored user was recommended questions, the best first.
+
+        Today's policies are deterministic: what they show, they show with propensity 1.
+        """
+        now = _now()
+        rows = [
+            Recommended(user, question, bundle, policy, candidates, rank, 1.0, now)
+            for rank, question in enumerate(questions, 1)
+        ]
+        self._wait(rows)
+
+    def heard(self, events: Sequence[Event]) -> None:
+        """Events were appended; those that are graded may be what was foreseen."""
+        self._wait([event for event in events if event.correct is not None])
+
+    def close(self) -> None:
+        """Write what waits, and stop."""
+        self._closed.set()
+        self._thread.join()
+
+    def _wait(self, rows: Sequence[Prediction | Recommended | Event]) -> None:
+        with self._lock:
+            room = max(self._most - len(self._waiting), 0)
+            self._waiting.extend(rows[:room])
+        self._count("dropped", len(rows) - room)
+
+    def _run(self) -> None:
+        looked = -LOOK_S
+        closing = False
+        while not closing:
+            closing = self._closed.wait(WRITE_S)
+            try:
+                self._write()
+                if time.monotonic() - looked >= LOOK_S:
+                    looked = time.monotonic()
+                    self.outcomes.expire(_now())
+                    self._look()
+            except UnavailableError as error:
+                logger.warning("journal: %s", error)
+
+    def _write(self) -> None:
+        with self._lock:
+            rows, self._waiting = self._waiting, []
+        predictions = [each for each in rows if isinstance(each, Prediction)]
+        recommended = [each for each in rows if isinstance(each, Recommended)]
+        try:
+            self._count("kept", self.outcomes.keep(predictions, recommended))
+            self._count("joined", self.outcomes.join([each for each in rows if isinstance(each, Event)]))
+        except UnavailableError:
+            self._count("dropped", len(rows))
+            raise
+
+    def _look(self) -> None:
+        for bundle in self.outcomes.bundles()[:TOLD_BUNDLES]:
+            found = figures(self.outcomes.latest(bundle))
+            self._meters.add(OUTCOMES, found["outcomes"], bundle[:SHORT])
+            for name in TOLD:
+                if found[name] is not None:
+                    self._meters.add(LIVE, found[name], bundle[:SHORT], name)
+
+    def _count(self, what: str, rows: int) -> None:
+        self._meters.add(PREDICTIONS, max(rows, 0), what)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,92 @@
+"""What is promised of predictions and their outcomes: one class of tests, inherited for SQLite and for PostgreSQL."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select
+
+from dkt_ray.events.model import Event
+from dkt_ray.events.outcomes import DAY_MS, KEPT_DAYS, Outcomes, Prediction, Recommended, figures
+from dkt_ray.events.sql import Events
+from dkt_ray.events.tables import OUTCOMES, PREDICTIONS, RECOMMENDATIONS
+from tests.event_promises import ANN, BOB, PRIVACY
+
+NOW = 100 * DAY_MS
+
+
+def foreseen(question: str, p: float, at: int = NOW, user: str = ANN, bundle: str = "b" * 64) -> Prediction:
+    return Prediction(user, question, bundle, p, at)
+
+
+def answered(question: str, correct: int | None, at: int = NOW + 5, user: str = ANN) -> Event:
+    return Event(f"{user}{question}{at}", user, question, at, at, correct)
+
+
+class OutcomePromises:
+    """For a subclass whose module has the fixture `events`."""
+
+    @pytest.fixture
+    def outcomes(self, events: Events) -> Outcomes:
+        return Outcomes(events.engine, PRIVACY)
+
+    def test_the_latest_prediction_before_an_answer_is_joined_to_it_once(self, outcomes: Outcomes) -> None:
+        late = foreseen("q1", 0.9, NOW + 6)
+        outcomes.keep([foreseen("q1", 0.1, NOW - 9), foreseen("q1", 0.4, NOW), late, foreseen("q2", 0.7, user=BOB)])
+        assert outcomes.join([answered("q1", 1), answered("q2", 0), answered("q3", 1)]) == 1
+        assert outcomes.join([answered("q1", 1)]) == 0  # a retry
+        assert outcomes.join([answered("q2", None, user=BOB)]) == 0  # no grade yet
+        assert outcomes.join([answered("q2", 0, user=BOB)]) == 1
+        found = outcomes.latest("b" * 64)
+        assert list(zip(found.probability, found.correct, found.at, strict=True)) == [
+            (0.7, 0, NOW + 5),
+            (0.4, 1, NOW + 5),
+        ]
+        assert outcomes.join([answered("q1", 0, NOW + 7)]) == 1  # the later one was of this answer
+
+    def test_many_answers_at_once_take_each_its_own_prediction(self, outcomes: Outcomes) -> None:
+        pairs = [(f"q{number}", number / 1000) for number in range(900)]
+        outcomes.keep([foreseen(question, p, NOW + index) for index, (question, p) in enumerate(pairs)])
+        answers = [answered(question, index % 2, NOW + index) for index, (question, _) in enumerate(pairs)]
+        assert outcomes.join(answers[::-1]) == 900
+        found = outcomes.latest("b" * 64, 899)
+        np.testing.assert_array_equal(found.probability, [p for _, p in pairs[:0:-1]])
+        np.testing.assert_array_equal(found.correct, [index % 2 for index in range(899, 0, -1)])
+
+    def test_what_is_old_is_no_prediction_and_is_removed(self, outcomes: Outcomes) -> None:
+        old = NOW - KEPT_DAYS * DAY_MS
+        outcomes.keep([foreseen("q1", 0.5, old), foreseen("q2", 0.5, old - 1), foreseen("q3", 0.5, old)])
+        assert outcomes.join([answered("q1", 1, NOW + 1)]) == 0
+        assert outcomes.join([answered("q3", 1, NOW)]) == 1
+        assert outcomes.expire(NOW) == 1
+        assert self.rows(outcomes, PREDICTIONS) == 0
+
+    def test_nothing_is_kept_of_a_deleted_user(self, events: Events, outcomes: Outcomes) -> None:
+        shown = [Recommended(user, "q", "b", "band 0.6-0.8 v1", 9, 1, 1.0, NOW) for user in (ANN, BOB)]
+        outcomes.keep([foreseen("q1", 0.5), foreseen("q1", 0.5, user=BOB)], shown)
+        receipt = events.histories.delete(ANN)
+        assert (receipt.removed["predictions"], receipt.removed["recommendations"]) == (1, 1)
+        assert outcomes.keep([foreseen("q1", 0.5)], shown) == 1  # of what was on its way, only the other's
+        assert self.rows(outcomes, PREDICTIONS) == 1
+        assert self.rows(outcomes, RECOMMENDATIONS) == 2
+        outcomes.join([answered("q1", 1, user=BOB)])
+        assert set(OUTCOMES.c.keys()) == {"number", "bundle", "probability", "correct", "at"}
+
+    def test_bundles_stand_in_the_order_of_their_newest_outcomes(self, outcomes: Outcomes) -> None:
+        for question, bundle in (("q1", "old"), ("q2", "new"), ("q3", "old"), ("q4", "new")):
+            outcomes.keep([foreseen(question, 0.5, bundle=bundle)])
+            outcomes.join([answered(question, 1)])
+        assert outcomes.bundles() == ["new", "old"]
+        assert figures(outcomes.latest("none")) == {
+            "outcomes": 0,
+            "log_loss": None,
+            "auc": None,
+            "ece": None,
+            "since": None,
+            "until": None,
+        }
+
+    @staticmethod
+    def rows(outcomes: Outcomes, table: object) -> int:
+        with outcomes.engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(table)).scalar_one()

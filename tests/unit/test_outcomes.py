@@ -1,0 +1,195 @@
+"""Predictions, their outcomes, and what is told of them: on SQLite, behind the journal, and over HTTP."""
+
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from dkt_ray.data.query import Query
+from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.errors import UnavailableError
+from dkt_ray.events.outcomes import Joined, Outcomes, worse_by
+from dkt_ray.events.sql import open_events
+from dkt_ray.events.tables import RECOMMENDATIONS
+from dkt_ray.metrics import log_loss
+from dkt_ray.serving.api import Served, build_app
+from dkt_ray.serving.journal import MOST_TARGETS, Journal
+from dkt_ray.serving.memory import Memory
+from dkt_ray.serving.series import Meters
+from dkt_ray.serving.telemetry import Telemetry
+from tests.event_promises import ANN, PRIVACY, until
+from tests.outcome_promises import NOW, OutcomePromises, answered
+from tests.requests import post
+
+
+@pytest.fixture
+def events(tmp_path):
+    opened = open_events(f"sqlite:///{tmp_path}/events.db", PRIVACY)
+    yield opened
+    opened.close()
+
+
+class TestSqlite(OutcomePromises):
+    pass
+
+
+class Meter:
+    """Counts."""
+
+    def __init__(self):
+        self.found = Counter()
+
+    def add(self, series, value, *labels):
+        self.found[series.name, *labels] += value
+
+
+def scores(*probabilities):
+    return Scores(np.array(probabilities), {}, np.zeros(len(probabilities), bool))
+
+
+class Held:
+    """A database that writes nothing until it is let go."""
+
+    def __init__(self):
+        self.gate, self.kept, self.fails = threading.Event(), [], False
+
+    def keep(self, predictions, recommended):
+        self.gate.wait(300)
+        if self.fails:
+            raise UnavailableError("gone")
+        self.kept += predictions
+        return len(predictions)
+
+    def join(self, events):
+        return len(events)
+
+    def expire(self, now):
+        return 0
+
+    def bundles(self):
+        return []
+
+
+def test_requests_never_wait_for_the_journal_and_what_finds_no_room_is_counted():
+    meter, held = Meter(), Held()
+    journal = Journal(held, Meters(meter), most_waiting=5)
+    journal.predicted(ANN, "b", Query([], [], ["q"] * 3), scores(0.1, 0.2, 0.3))
+    until(lambda: not journal._waiting)  # the writer has taken them, and is held
+    journal.predicted(ANN, "b", Query([], [], ["q"] * 4), scores(0.1, 0.2, 0.3, 0.4))
+    journal.heard([answered("q", 1), answered("q", None), answered("q", 0)])
+    assert meter.found["dkt_predictions", "dropped"] == 1
+    held.gate.set()
+    journal.close()
+    assert [each.probability for each in held.kept] == [0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.4]
+    assert meter.found["dkt_predictions", "joined"] == 1
+
+
+def test_of_many_targets_the_first_are_kept():
+    meter, held = Meter(), Held()
+    held.gate.set()
+    journal = Journal(held, Meters(meter))
+    journal.predicted(ANN, "b", Query([], [], ["q"] * (MOST_TARGETS + 7)), scores(*[0.5] * (MOST_TARGETS + 7)))
+    journal.close()
+    assert (len(held.kept), meter.found["dkt_predictions", "over_limit"]) == (MOST_TARGETS, 7)
+
+
+def test_a_database_that_is_away_costs_what_was_waiting_and_no_more():
+    meter, held = Meter(), Held()
+    held.fails = True
+    held.gate.set()
+    journal = Journal(held, Meters(meter))
+    journal.predicted(ANN, "b", Query([], [], ["q"]), scores(0.5))
+    until(lambda: meter.found["dkt_predictions", "dropped"] == 1)
+    held.fails = False
+    journal.predicted(ANN, "b", Query([], [], ["q"]), scores(0.6))
+    journal.close()
+    assert [each.probability for each in held.kept] == [0.6]
+
+
+@pytest.fixture
+def service(predictor, events):
+    """The API with a log of events and a journal."""
+    told = Telemetry.alone()
+    journal = Journal(Outcomes(events.engine, PRIVACY), told.meters)
+    told = Telemetry(told.counters, told.meters, journal=journal)
+
+    async def answer(query):
+        return predictor.answer([query])[0]
+
+    memory = Memory(events.log, events.histories, PRIVACY, heard=journal.heard)
+    app = build_app(lambda student: Served(predictor, answer), telemetry=told, memory=memory)
+    with TestClient(app) as client:
+        yield client
+    journal.close()
+
+
+def kept(client, rows):
+    """Wait until so many rows are written."""
+    until(lambda: f'dkt_predictions_total{{what="kept"}} {rows}.0' in client.get("/metrics").text)
+
+
+def test_predictions_of_stored_users_meet_their_answers(service, known, predictor):
+    assert service.get("/v1/outcomes").json() == {"window": 10_000, "bundles": []}
+    told = post(service, {"user_id": "ann", "targets": known[:2]}).json()["predictions"]
+    students = [{"user_id": "bob", "targets": [known[3]]}, {"targets": [known[4]]}]
+    service.post("/v1/predict:batch", json={"students": students})
+    post(service, {"targets": known[:3]})  # of nobody who is stored
+    service.post("/v1/knowledge-state", json={"user_id": "ann"})  # asks for probes
+    kept(service, 3)
+    answers = [("ann", known[0]), ("ann", known[1]), ("bob", known[3]), ("bob", known[4])]
+    graded = [
+        {"event_id": str(place), "user_id": user, "question": question, "correct": place % 2}
+        for place, (user, question) in enumerate(answers)
+    ]
+    for _ in range(2):
+        assert service.post("/v1/events", json={"events": graded}).status_code == 200
+    until(lambda: service.get("/v1/outcomes").json()["bundles"])
+    until(lambda: 'dkt_predictions_total{what="joined"} 3.0' in service.get("/metrics").text)
+    [found] = service.get("/v1/outcomes").json()["bundles"]
+    assert (found["model_version"], found["outcomes"]) == (predictor.version, 3)
+    third = 3 * found["log_loss"] + np.log(1 - told[0]["probability"]) + np.log(told[1]["probability"])
+    assert 0 < np.exp(-third) < 1  # bob's
+    assert 'dkt_events_total{what="added"} 4.0' in service.get("/metrics").text
+    assert 'dkt_events_total{what="repeated"} 4.0' in service.get("/metrics").text
+
+
+def test_recommendations_for_stored_users_are_logged_with_policy_and_propensity(service, events, predictor):
+    answer = service.post("/v1/recommend", json={"user_id": "ann", "limit": 3, "band": [0.5, 0.75]}).json()
+    service.post("/v1/recommend", json={"limit": 3})
+    service.post("/v1/recommend", json={"user_id": "bob", "band": [1, 0]})  # refused
+    kept(service, 3)
+    with events.engine.connect() as connection:
+        rows = connection.execute(RECOMMENDATIONS.select()).mappings().all()
+    assert [(row["rank"], row["question"]) for row in rows] == [
+        (rank, item["question"]) for rank, item in enumerate(answer["recommendations"], 1)
+    ]
+    [same] = {(row["user"], row["bundle"], row["policy"], row["candidates"], row["propensity"]) for row in rows}
+    assert same == (PRIVACY.user("ann"), predictor.version, "band 0.5-0.75 v1", answer["candidates"], 1.0)
+
+
+def test_without_stored_users_there_are_no_outcomes(client):
+    answer = client.get("/v1/outcomes")
+    assert (answer.status_code, "`events`" in answer.json()["detail"]) == (404, True)
+
+
+def drawn(rows, shift, seed):
+    """Outcomes whose probabilities are too high by some log-odds."""
+    random = np.random.default_rng(seed)
+    truth = random.uniform(0.1, 0.9, rows)
+    said = 1 / (1 + np.exp(-(np.log(truth / (1 - truth)) + shift)))
+    return Joined(said, (random.random(rows) < truth).astype(np.int64), np.full(rows, NOW))
+
+
+def test_worse_is_told_from_chance():
+    good, same, bad = drawn(4000, 0.0, 1), drawn(4000, 0.0, 2), drawn(4000, 2.0, 3)
+    chance = worse_by(good, same)
+    assert chance["low"] < 0 < chance["high"]
+    found = worse_by(bad, same)
+    assert 0.1 < found["low"] < found["value"] < found["high"]
+    reference = log_loss(same.correct, same.probability)
+    against = worse_by(bad, reference)
+    assert against["value"] == pytest.approx(found["value"])
+    assert found["low"] < against["low"] < against["high"] < found["high"]  # a figure has no chance of its own
+    assert worse_by(drawn(20, 2.0, 4), reference)["low"] < against["low"]  # few say little
