@@ -71,6 +71,12 @@ JOBS: Final = {
         "cluster",
     ),
     "keys": Job("make, rotate, revoke and list API keys", "serving.issue", "KeysConfig", "none"),
+    "outcomes": Job(
+        "how well the bundles foresaw what users answered; roll back a champion that got worse",
+        "pipelines.outcomes",
+        "OutcomesConfig",
+        "lazy",
+    ),
     "score": Job("write probabilities for all hidden answers of a file", "pipelines.scoring", "ScoreConfig", "lazy"),
     "predict": Job(
         "ask a service or a bundle how likely right answers are", "pipelines.predict", "PredictConfig", "none"

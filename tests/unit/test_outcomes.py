@@ -1,5 +1,7 @@
 """Predictions, their outcomes, and what is told of them: on SQLite, behind the journal, and over HTTP."""
 
+import hashlib
+import json
 import threading
 from collections import Counter
 
@@ -9,16 +11,20 @@ from fastapi.testclient import TestClient
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
-from dkt_ray.errors import UnavailableError
+from dkt_ray.errors import ConfigError, UnavailableError
+from dkt_ray.events.database import writing
 from dkt_ray.events.outcomes import Joined, Outcomes, worse_by
 from dkt_ray.events.sql import open_events
-from dkt_ray.events.tables import RECOMMENDATIONS
+from dkt_ray.events.tables import OUTCOMES, RECOMMENDATIONS
 from dkt_ray.metrics import log_loss
+from dkt_ray.pipelines import outcomes
+from dkt_ray.registry.store import Registry
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.journal import MOST_TARGETS, Journal
 from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.series import Meters
 from dkt_ray.serving.telemetry import Telemetry
+from dkt_ray.storage import open_store
 from tests.event_promises import ANN, PRIVACY, until
 from tests.outcome_promises import NOW, OutcomePromises, answered
 from tests.requests import post
@@ -174,6 +180,9 @@ def test_without_stored_users_there_are_no_outcomes(client):
     assert (answer.status_code, "`events`" in answer.json()["detail"]) == (404, True)
 
 
+NONE = dict.fromkeys(("log_loss", "auc", "ece"))
+
+
 def drawn(rows, shift, seed):
     """Outcomes whose probabilities are too high by some log-odds."""
     random = np.random.default_rng(seed)
@@ -193,3 +202,67 @@ def test_worse_is_told_from_chance():
     assert against["value"] == pytest.approx(found["value"])
     assert found["low"] < against["low"] < against["high"] < found["high"]  # a figure has no chance of its own
     assert worse_by(drawn(20, 2.0, 4), reference)["low"] < against["low"]  # few say little
+
+
+@pytest.fixture
+def rule(tmp_path, monkeypatch):
+    """Two bundles in a registry, with so many outcomes and such a shift each; says what `dkt outcomes` did."""
+
+    def decide(live, before, margin=0.05, **metrics):
+        registry = Registry(open_store(str(tmp_path / "store")))
+        digests = []
+        for name in ("before", "live"):
+            manifest = json.dumps({"name": name, "provenance": {"metrics": metrics}}).encode()
+            digests.append(hashlib.sha256(manifest).hexdigest())
+            registry.store.write(f"bundles/{digests[-1]}/manifest.json", manifest)
+        registry.promote("champion", digests[0], None, "first")
+        registry.promote("champion", digests[1], digests[0], "second")
+        url = f"sqlite:///{tmp_path}/events.db"
+        opened = open_events(url, PRIVACY)
+        with writing(opened.engine) as connection:
+            for digest, (rows, shift) in zip(digests, (before, live), strict=True):
+                joined = zip(*(column.tolist() for column in drawn(rows, shift, rows)), strict=True)
+                values = [{"bundle": digest, "probability": p, "correct": y, "at": at} for p, y, at in joined]
+                connection.execute(OUTCOMES.insert(), values)
+        opened.close()
+        called = []
+        monkeypatch.setattr(
+            outcomes, "_roll_back", lambda reason, config: called.append(reason) or {"bundle": digests[0]}
+        )
+        settings = {"events": url, "store": str(tmp_path / "store"), "rollback_if": {"log_loss": margin}}
+        result = outcomes.run(outcomes.OutcomesConfig.model_validate(settings))
+        assert result["champion"] == digests[1]
+        assert (result["rolled_back"] == {"bundle": digests[0]}) == bool(called)
+        return result["against"], bool(called)
+
+    monkeypatch.delenv("DKT_EVENTS_URL", raising=False)
+    return decide
+
+
+@pytest.mark.parametrize(
+    ("live", "before", "margin", "decision"),
+    [
+        ((3000, 2.0), (2500, 0.0), 0.05, ("the bundle before", True)),
+        ((3000, 0.0), (2500, 0.0), 0.05, ("the bundle before", False)),
+        ((3000, 2.0), (2500, 2.0), 0.05, ("the bundle before", False)),  # both: the students have changed
+        ((3000, 2.0), (2500, 0.0), 5.0, ("the bundle before", False)),
+        ((3000, 2.0), (100, 0.0), 0.05, ("its manifest", True)),
+        ((3000, 0.0), (100, 0.0), 0.05, ("its manifest", False)),
+        ((100, 2.0), (2500, 0.0), 0.05, (None, False)),
+    ],
+)
+def test_a_champion_that_got_worse_is_taken_back(rule, live, before, margin, decision):
+    assert rule(live, before, margin, log_loss={"value": 0.62, "low": 0.6, "high": 0.64}) == decision
+
+
+def test_without_anything_to_compare_with_nothing_is_concluded(rule):
+    assert rule((3000, 2.0), (100, 0.0)) == (None, False)
+
+
+def test_the_table_names_the_champion():
+    told = {"a" * 64: {"outcomes": 12, "log_loss": 0.51234, "auc": None, "ece": 0.1}, "b" * 64: {"outcomes": 0} | NONE}
+    lines = outcomes.table(told, "a" * 64).splitlines()
+    assert lines[1] == "aaaaaaaaaaaa         12    0.5123       -  0.1000  champion"
+    assert outcomes.table({}, None) == "no outcomes yet"
+    with pytest.raises(ConfigError, match="DKT_EVENTS_URL"):
+        outcomes.run(outcomes.OutcomesConfig())
