@@ -35,7 +35,7 @@ from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
 from dkt_ray.serving.counters import Counters
-from dkt_ray.serving.journal import Journal
+from dkt_ray.serving.journal import Journal, unexported_since
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.predictor import Predictor
@@ -148,10 +148,11 @@ class Replica:
         if url is None:
             return None
         check_shared(url, len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}))
-        opened, registry = open_events(url), Registry(open_store(self._args.store))
-        journal = Journal(Outcomes(opened.engine, Privacy.of_environment()), self._telemetry.meters)
+        opened, store = open_events(url), open_store(self._args.store)
+        outcomes = Outcomes(opened.engine, Privacy.of_environment())
+        journal = Journal(outcomes, self._telemetry.meters, partial(unexported_since, opened.log, store))
         self._telemetry = replace(self._telemetry, journal=journal)
-        return Memory.of(opened, mark_bundles=lambda mark: mark_bundles(registry, [mark]), heard=journal.heard)
+        return Memory.of(opened, mark_bundles=lambda mark: mark_bundles(Registry(store), [mark]), heard=journal.heard)
 
     def __del__(self) -> None:
         """Serve's hook, for when a replica has finished its requests."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
-from dkt_ray.errors import UnavailableError
-from dkt_ray.events.model import Event
+from dkt_ray.errors import NotFoundError, StorageError, UnavailableError
+from dkt_ray.events import parts
+from dkt_ray.events.model import Event, EventLog
 from dkt_ray.events.outcomes import Outcomes, Prediction, Recommended, figures
-from dkt_ray.serving.series import LIVE, OUTCOMES, PREDICTIONS, SHORT, Meters
+from dkt_ray.serving.series import LIVE, OUTCOMES, PREDICTIONS, SHORT, UNEXPORTED, Meters
+from dkt_ray.storage import Store
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +35,19 @@ class Journal:
 
     Args:
         meters: what became of predictions, and the figures of the outcomes.
+        unexported: see `unexported_since`.
     """
 
-    def __init__(self, outcomes: Outcomes, meters: Meters, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        meters: Meters,
+        unexported: Callable[[], int | None] = lambda: None,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:
         self.outcomes = outcomes
         self._meters = meters
+        self._unexported = unexported
         self._most = most_waiting
         self._lock = threading.Lock()
         self._waiting: list[Prediction | Recommended | Event] = []
@@ -91,7 +101,7 @@ class Journal:
                     looked = time.monotonic()
                     self.outcomes.expire(_now())
                     self._look()
-            except UnavailableError as error:
+            except (UnavailableError, StorageError) as error:
                 logger.warning("journal: %s", error)
 
     def _write(self) -> None:
@@ -107,6 +117,9 @@ class Journal:
             raise
 
     def _look(self) -> None:
+        since = self._unexported()
+        if since is not None:
+            self._meters.add(UNEXPORTED, max(_now() - since, 0) / 1000)
         for bundle in self.outcomes.bundles()[:TOLD_BUNDLES]:
             found = figures(self.outcomes.latest(bundle))
             self._meters.add(OUTCOMES, found["outcomes"], bundle[:SHORT])
@@ -116,6 +129,19 @@ class Journal:
 
     def _count(self, what: str, rows: int) -> None:
         self._meters.add(PREDICTIONS, max(rows, 0), what)
+
+
+def unexported_since(log: EventLog, store: Store) -> int | None:
+    """Arrival of the oldest graded event that is not exported, ms UTC; now where all are; None: nobody exports.
+
+    Args:
+        store: where `dkt export` writes, under its default name.
+    """
+    try:
+        after = store.read_json(f"{parts.folder('events')}/{parts.POINTER}")["after"]
+    except NotFoundError:
+        return None
+    return next((graded.event.received_at for graded in log.read(after, 1)), _now())
 
 
 def _now() -> int:

@@ -56,6 +56,7 @@ DRIFT: Final = Series(
     "dkt_drift", "gauge", "population stability index of requests against training", ("bundle", "quantity")
 )
 PREDICTIONS: Final = Series("dkt_predictions", "counter", "kept for stored users, by what became of it", ("what",))
+UNEXPORTED: Final = Series("dkt_unexported_seconds", "gauge", "age of the oldest graded event that is not exported")
 OUTCOMES: Final = Series("dkt_outcomes", "gauge", "predictions with their answer in the window", ("bundle",))
 LIVE: Final = Series("dkt_live", "gauge", "figure over the outcomes in the window", ("bundle", "figure"))
 
@@ -74,6 +75,7 @@ SERIES: Final = (
     REFUSED,
     DRIFT,
     PREDICTIONS,
+    UNEXPORTED,
     OUTCOMES,
     LIVE,
 )

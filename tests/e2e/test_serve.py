@@ -67,43 +67,45 @@ def test_ray_exports_every_series_and_keeps_a_log_line_without_ids(world, http):
     http.post("/v1/predict", json=world.bodies[0] | {"student": canary})
     http.get(f"/v1/{canary}")
     sent = http.post("/v1/predict", json=world.bodies[0] | {"targets": [canary]})
-    node = ray.nodes()[0]
-    port = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    counted = [
-        f"ray_{name}"
-        for each in (
-            series.REQUESTS,
-            series.REQUEST_SECONDS,
-            series.STAGE_SECONDS,
-            series.BATCHING,
-            series.BATCH_QUERIES,
-            series.SPREAD,
-            series.SCORES,
-            series.UNKNOWN,
-        )
-        for name in each.exposed
+    counted = (series.REQUESTS, series.REQUEST_SECONDS, series.STAGE_SECONDS, series.BATCHING, series.BATCH_QUERIES)
+    names = [
+        f"ray_{name}{{" for each in (*counted, series.SPREAD, series.SCORES, series.UNKNOWN) for name in each.exposed
     ]
-    text = wait_until(
-        lambda: next(
-            (text for text in [httpx.get(port, trust_env=False).text] if all(f"{name}{{" in text for name in counted)),
-            None,
-        )
-    )
+
+    def shown():
+        text = ray_series()
+        return text if all(name in text for name in names) else None
+
+    text = wait_until(shown)
     assert f'bundle="{world.digests[0][: series.SHORT]}"' in text
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     request_id = sent.headers["x-request-id"]
 
     def line():
-        found = [
-            line for path in logs.glob("worker-*.err") for line in path.read_text().splitlines() if request_id in line
-        ]
-        return next((json.loads(each) for each in found if each.startswith("{")), None)
+        lines = [line for path in logs.glob("worker-*.err") for line in path.read_text().splitlines()]
+        return next((json.loads(each) for each in lines if each.startswith("{") and request_id in each), None)
 
     told = wait_until(line)
     assert (told["route"], told["status"], told["targets"]) == ("/v1/predict", 200, 1)
     assert told["replica"]
     assert canary not in text
     assert [path for path in logs.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()] == []
+
+
+def test_answers_meet_what_replicas_foresaw_and_ray_tells_it(world, http):
+    """Two replicas, one database: the answer may come to the other one."""
+    user, question = {"user_id": "canary51f2"}, world.bodies[0]["targets"][0]
+    assert http.post("/v1/predict", json=user | {"targets": [question]}).status_code == 200
+    wait_until(lambda: _counted("kept") == 1)
+    sent = user | {"event_id": "canary77aa", "question": question, "correct": 1}
+    assert http.post("/v1/events", json={"events": [sent]}).json()["added"] == 1
+    wait_until(lambda: _counted("joined") == 1)
+    [found] = http.get("/v1/outcomes").json()["bundles"]
+    assert (found["model_version"], found["outcomes"]) == (world.digests[0], 1)
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    written = b"".join(path.read_bytes() for path in logs.rglob("*") if path.is_file())
+    assert b"canary51f2" not in written
+    assert b"canary77aa" not in written
 
 
 def test_what_was_acknowledged_is_in_the_next_answer_and_no_trace_is_left_of_who_was_deleted(world):
@@ -159,6 +161,16 @@ def test_a_replica_that_is_killed_loses_no_event_and_keeps_none_twice(world):
         assert client.events().events == kept + 4 * 80
         assert {client.user(f"w{writer}").answers for writer in range(4)} == {80}
     wait_for_replicas(2)
+
+
+def ray_series():
+    node = ray.nodes()[0]
+    return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", trust_env=False).text
+
+
+def _counted(what):
+    lines = [line for line in ray_series().splitlines() if line.startswith("ray_dkt_predictions_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if f'what="{what}"' in line)
 
 
 def wait_until(found, limit_s=120):

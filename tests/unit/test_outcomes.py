@@ -20,7 +20,7 @@ from dkt_ray.metrics import log_loss
 from dkt_ray.pipelines import outcomes
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.api import Served, build_app
-from dkt_ray.serving.journal import MOST_TARGETS, Journal
+from dkt_ray.serving.journal import MOST_TARGETS, Journal, unexported_since
 from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.series import Meters
 from dkt_ray.serving.telemetry import Telemetry
@@ -173,6 +173,18 @@ def test_recommendations_for_stored_users_are_logged_with_policy_and_propensity(
     ]
     [same] = {(row["user"], row["bundle"], row["policy"], row["candidates"], row["propensity"]) for row in rows}
     assert same == (PRIVACY.user("ann"), predictor.version, "band 0.5-0.75 v1", answer["candidates"], 1.0)
+
+
+def test_what_the_export_has_not_written_has_an_age(events, tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    assert unexported_since(events.log, store) is None
+    events.log.append([answered("q", 1, 5), answered("q", 1, 9)])
+    store.write_json("exports/events/pointer.json", {"after": 1, "rows": 1})
+    assert unexported_since(events.log, store) == 9
+    store.write_json("exports/events/pointer.json", {"after": 2, "rows": 2})
+    meter = Meter()
+    Journal(Outcomes(events.engine, PRIVACY), Meters(meter), lambda: unexported_since(events.log, store)).close()
+    assert 0 <= meter.found["dkt_unexported_seconds",] < 60  # none waits
 
 
 def test_without_stored_users_there_are_no_outcomes(client):
