@@ -1,68 +1,47 @@
-"""Examples of every route with parts replaced at random are answered as the contract says, or refused; never a 500."""
+"""A small form of `tests/reliability/fuzz.py`: requests of every kind to every route; and a wrong answer is seen."""
 
-import copy
-import random
-
+import httpx
 import pytest
 
-from dkt_ray.serving import contract, examples
-from tests.requests import post
+from dkt_ray.serving import edge, rights
+from tests.reliability import fuzz
 
-REPLIES = {
-    "/predict": contract.PredictResponse,
-    "/predict:batch": contract.BatchResponse,
-    "/knowledge-state": contract.KnowledgeResponse,
-    "/recommend": contract.RecommendResponse,
-    "/score": contract.ScoreResponse,
-}
-NASTY = [
-    None, True, 0, 1, -1, 7, 0.5, 1e308, 10**400, float("nan"), float("-inf"), "", " ", "1", "q" * 300, "\ud800", "\0",
-    "9999-12-31 23:59:59", "0001-01-01T00:00:00+14:00", 1e12, -1e12, [], {}, [[]], [None], ["q"], {"question": "q"},
-    {"question": "q", "correct": 1}, {"targets": ["q"]}, [0.2, 0.9], "gain",
-]  # fmt: skip
+CASES, ROUND = 250, 12
+HIDDEN = ("/docs", "/openapi.json")
 
 
-def places(value, path=()):
-    """The path of every part of a JSON value."""
-    yield path
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in parts:
-        yield from places(part, (*path, key))
+def test_no_request_is_a_crash_and_every_refusal_says_why(tmp_path):
+    with fuzz.service(tmp_path) as (client, credentials):
+        found = fuzz.fuzz(client, client.get("/openapi.json").json(), CASES, credentials, size=ROUND)
+    assert found.failures == []
+    assert found.cases == CASES
+    assert found.valid > fuzz.LEAST_VALID * CASES
+    assert found.kinds.keys() == fuzz.SHARES.keys()
+    assert found.routes.keys() == {f"{each.method} {each.path}" for each in rights.RIGHTS if each.path not in HIDDEN}
+    assert {200, 400, 401, 422} <= {status for statuses in found.routes.values() for status in statuses}
 
 
-def mutated(body, chance):
-    """The body with one or two parts replaced, removed, repeated or added."""
-    body = copy.deepcopy(body)
-    for _ in range(chance.randint(1, 2)):
-        *above, last = chance.choice([path for path in places(body) if path] or [("history",)])
-        holder = body
-        for key in above:
-            holder = holder[key]
-        what = chance.randrange(8)
-        if what == 0:
-            del holder[last]
-        elif what == 1 and isinstance(holder, list):
-            holder.extend(holder * chance.choice([1, 40]))
-        elif what == 2 and isinstance(holder, dict):
-            fields = ["at", "student", "concepts", "limit", "steps", "by", "band", "exclude_last", "explain", "test"]
-            holder[chance.choice(fields)] = chance.choice(NASTY)
-        else:
-            holder[last] = copy.deepcopy(chance.choice(NASTY))
-    return body
+SAFE = {"x-content-type-options": "nosniff"}
+PROBLEM = {"title": "t", "type": "about:blank", "detail": "d", "status": 422, "request_id": "r"}
+NAMED = PROBLEM | {"errors": [{"pointer": "/a", "message": "m"}]}
+IN = SAFE | {"content-type": edge.PROBLEM}
 
 
-@pytest.mark.parametrize("path", REPLIES)
-def test_no_request_is_a_crash(client, predictor, path):
-    chance = random.Random(path)
-    bodies = [example["value"] for example in examples.requests(predictor.catalogue)[path].values()]
-    told = {200: 0, 422: 0}
-    for _ in range(60):
-        body = mutated(chance.choice(bodies), chance)
-        answer = post(client, body, f"/v1{path}")
-        assert answer.status_code in told, (body, answer.text)
-        told[answer.status_code] += 1
-        if answer.status_code == 200:
-            REPLIES[path].model_validate_json(answer.content)
-        else:
-            assert answer.json()["errors"][0].keys() >= {"pointer", "message"}
-    assert min(told.values()) >= 1, "it must reach both"
+@pytest.mark.parametrize(
+    ("response", "seconds", "wrong"),
+    [
+        (httpx.Response(422, headers=IN, json=NAMED), 0, ""),
+        (httpx.Response(200, headers=SAFE), 0, "contract"),
+        (httpx.Response(500, headers=IN, json=NAMED | {"status": 500}), 0, "server"),
+        (httpx.Response(422, headers=IN, json=NAMED), 7.1, "7.1 s"),
+        (httpx.Response(422, headers=SAFE, text="no"), 0, "a refusal as"),
+        (httpx.Response(400, headers=IN, json=NAMED), 0, "something else"),
+        (httpx.Response(422, headers=IN, json=PROBLEM), 0, "no field"),
+        (httpx.Response(422, headers=IN, json=[]), 0, "no problem details"),
+        (httpx.Response(422, headers={"content-type": edge.PROBLEM}, json=NAMED), 0, "protect"),
+    ],
+)
+def test_what_is_wrong_is_seen(response, seconds, wrong):
+    case = fuzz.Case("right", "POST", "/v1/predict", "/v1/predict", {"x-request-deadline-ms": "5000"}, b"{}")
+    assert wrong in fuzz.judged(case, response, seconds)
+    assert bool(fuzz.judged(case, response, seconds)) == bool(wrong)
