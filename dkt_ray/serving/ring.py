@@ -9,6 +9,7 @@ from typing import Final
 
 from dkt_ray.config import build
 from dkt_ray.errors import ConfigError, DktError, NotFoundError
+from dkt_ray.privacy import Privacy
 from dkt_ray.serving.keys import KEYS, Keys, Known
 from dkt_ray.storage import Store, parse_json
 
@@ -27,7 +28,7 @@ class Ring:
         required: refuse to be without keys.
 
     Raises:
-        ConfigError: there are none, but they are required.
+        ConfigError: there are none, but they are required; or some of tenants, whose students need DKT_PRIVACY_KEY.
         StorageError: the store cannot be read.
     """
 
@@ -35,6 +36,7 @@ class Ring:
         self.known = Known()
         self._store = store
         self._replicas = replicas
+        self._privacy = Privacy.of_environment()
         self._version = ""
         try:
             self._read()
@@ -69,6 +71,8 @@ class Ring:
         keys = self.known.keys
         if keys is None or version != self._version:
             keys = build(Keys, parse_json(data, KEYS))
+            for holder in keys.holders:
+                self._privacy.user("", holder.tenant)  # has a key for tenants, or says so now, not to each request
             self._version = version
             logger.info("keys of %d holders", len(keys.holders))
         self.known = Known(keys, self._replicas() or self.known.replicas)

@@ -159,7 +159,7 @@ def mutated(body, chance):
         for key in above:
             holder = holder[key]
         what = chance.randrange(8)
-        if what == 0:
+        if what == 0 and (isinstance(holder, list) or last in holder):
             del holder[last]
         elif what == 1 and isinstance(holder, list):
             holder.extend(holder * chance.choice([1, 40]))

@@ -8,6 +8,7 @@ import pytest
 
 from dkt_ray.config import build
 from dkt_ray.errors import ConfigError, ConflictError, StorageError
+from dkt_ray.privacy import PRIVACY_KEY
 from dkt_ray.serving import issue, service
 from dkt_ray.serving.deployments import ServeArgs
 from dkt_ray.serving.fleet import is_loopback
@@ -117,6 +118,19 @@ def test_a_store_that_is_down_leaves_the_keys_of_before(store, keys, monkeypatch
     ring.refresh()
     assert ring.known.keys.holder(key, 0).name == "platform"
     assert ring.known.replicas == 2
+
+
+def test_tenants_need_a_key_for_pseudonyms_where_they_are_served(store, keys, monkeypatch):
+    monkeypatch.delenv(PRIVACY_KEY, raising=False)
+    first = keys("add", name="platform")["key"]
+    ring = Ring(store, lambda: 1, required=False)
+    keys("add", name="north", tenant="north")
+    ring.refresh()
+    assert [each.name for each in ring.known.keys.holders] == ["platform"]
+    with pytest.raises(ConfigError, match=PRIVACY_KEY):
+        Ring(store, lambda: 1, required=False)
+    monkeypatch.setenv(PRIVACY_KEY, "k")
+    assert Ring(store, lambda: 1, required=False).known.keys.holder(first, 0).name == "platform"
 
 
 def test_without_keys_nothing_is_served_that_others_can_reach(store, keys):
