@@ -12,6 +12,7 @@ import argparse
 import html
 import json
 import os
+import secrets
 import sys
 import tempfile
 import time
@@ -23,9 +24,10 @@ from benchmarks import ledger
 from benchmarks.environment import environment
 from benchmarks.serving_sides import free_port
 from dkt_ray import session
+from dkt_ray.privacy import PRIVACY_KEY
 from tests import bundles
 from tests.bad_bundles import BAD
-from tests.reliability import scenarios
+from tests.reliability import events, scenarios
 from tests.reliability.head_kill import head_kill
 from tests.reliability.scenarios import Outcome
 from tests.reliability.world import World, alone, histories_of, real, tiny
@@ -69,6 +71,22 @@ def _bad(world: World, folder: Path, options: argparse.Namespace) -> Outcome:
     return scenarios.bad_bundles(world, BAD, folder / "bad", RATE)
 
 
+def _with_events(
+    scenario: Callable[[World, str, Path, argparse.Namespace], Outcome],
+) -> Callable[[World, Path, argparse.Namespace], Outcome]:
+    """A scenario of a service that keeps events, in a database of its own."""
+
+    def call(world: World, folder: Path, options: argparse.Namespace) -> Outcome:
+        url, digest = f"sqlite:///{folder}/events.db", world.alias() or world.digests[0]
+        world.rollout(digest, {"events": url})
+        try:
+            return scenario(world, url, folder, options)
+        finally:
+            world.rollout(digest)
+
+    return call
+
+
 RUNS: Final[dict[str, Run]] = {
     "rollouts": Run(lambda world, _, options: scenarios.rollouts(world, options.rollouts, RATE)),
     "code_rollouts": Run(lambda world, _, options: scenarios.code_rollouts(world, options.code_rollouts, RATE)),
@@ -103,6 +121,16 @@ RUNS: Final[dict[str, Run]] = {
             Goal("memory back", lambda figures: figures["memory_mib"][-1] <= scenarios.FLAT * figures["memory_mib"][0]),
         ],
     ),
+    "writers": Run(
+        _with_events(lambda world, url, folder, options: events.writers(world, url, 4, options.events, folder))
+    ),
+    "stored_users": Run(
+        _with_events(lambda world, url, _, options: events.stored_users(world, url, 10, 2000, 20.0, options.stored)),
+        [Goal("p99 within 100 ms", lambda figures: figures["append_and_predict_p99_ms"] <= 100)],
+    ),
+    "forgotten": Run(
+        _with_events(lambda world, url, folder, options: events.forgotten(world, url, options.forgotten, folder))
+    ),
     "parity": Run(lambda world, folder, options: scenarios.parity(world, _students(options), folder)),
     "parity_exact": Run(_exact),
 }
@@ -111,6 +139,7 @@ RUNS: Final[dict[str, Run]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, report, and say whether anything was wrong."""
     options = _parser().parse_args(arguments)
+    os.environ.setdefault(PRIVACY_KEY, secrets.token_hex(16))
     session.connect()
     from ray import serve
 
@@ -206,6 +235,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=float, default=20.0, help="seconds between kills")
     parser.add_argument("--head", type=float, default=120.0, help="seconds of load after the head is killed")
     parser.add_argument("--overload", type=float, default=120.0, help="seconds of it")
+    parser.add_argument("--events", type=int, default=10_000, help="of each of four writers")
+    parser.add_argument("--stored", type=float, default=60.0, help="seconds of requests about stored users")
+    parser.add_argument("--forgotten", type=int, default=1_000, help="users who are deleted")
     parser.add_argument("--students", type=int, default=2_000, help="whose answers are compared on all paths")
     return parser
 

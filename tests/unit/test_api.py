@@ -344,7 +344,8 @@ def test_questions_are_the_most_answered_first(client, predictor):
 def test_openapi_examples_run_as_they_stand_and_every_route_has_some(client):
     for path, verbs in client.get("/openapi.json").json()["paths"].items():
         if "get" in verbs:
-            assert client.get(path).status_code == 200
+            status = client.get(path).status_code  # 404 where it says that there is nothing to tell
+            assert status == 200 or (status == 404 and "404" in verbs["get"]["responses"]), path
         if "post" in verbs:
             examples = verbs["post"]["requestBody"]["content"]["application/json"]["examples"]
             assert examples

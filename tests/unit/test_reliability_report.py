@@ -3,11 +3,12 @@
 import json
 from types import SimpleNamespace
 
+import polars as pl
 import pytest
 
 from benchmarks import ledger
 from benchmarks.ledger import Entry
-from tests.reliability import serving, user
+from tests.reliability import events, serving, user
 from tests.reliability.head_kill import _share
 from tests.reliability.processes import Kill
 from tests.reliability.scenarios import Outcome, stray
@@ -83,3 +84,23 @@ def test_a_failure_that_no_kill_explains_is_told():
     later = ENTRIES[1]._replace(sent=1.2, answered=2.9)
     assert stray([*ENTRIES, later], kills) == [later]
     assert stray([later._replace(answered=3.05)], kills) == []
+
+
+def test_events_that_are_missing_twice_or_changed_are_found():
+    wanted = {f"kept {n}": {"event_id": f"e{n}", "question": "q", "correct": 1, "answered_at": n} for n in range(3)}
+    rows = [(f"kept {n}", "q", 1, n) for n in range(3)]
+    assert events.once(rows, wanted, "the log") == []
+    assert events.once(rows[1:], wanted, "the log") == ["the log has lost 1 events"]
+    assert events.once([*rows, rows[0]], wanted, "the log") == ["the log holds an event 2 times"]
+    assert events.once([*rows, ("other", "q", 1, 0)], wanted, "the log") == ["the log holds an event that nobody sent"]
+    assert events.once([*rows[1:], ("kept 0", "q", 0, 0)], wanted, "it") == ["it: event e0 has other content"]
+
+
+def test_a_trace_is_found_in_a_database_and_in_parquet(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "_logs", list)
+    (tmp_path / "events.db-wal").write_bytes(b"..ada..")
+    (tmp_path / "store/exports/events").mkdir(parents=True)
+    pl.DataFrame({"userID": ["ada"], "answerCode": [1]}).write_parquet(tmp_path / "store/exports/events/part.parquet")
+    found = events._traces(["ada"], f"sqlite:///{tmp_path}/events.db", tmp_path / "store")
+    assert found == {"database": 1, "logs": 0, "exports": 1, "prepared": 0}
+    assert not any(events._traces(["eve"], f"sqlite:///{tmp_path}/events.db", tmp_path / "store").values())
