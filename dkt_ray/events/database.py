@@ -6,7 +6,6 @@ log by a cursor never skips an event that was committed late, and no two writers
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dkt_ray.errors import ConfigError, UnavailableError
-
-logger = logging.getLogger(__name__)
 
 EVENTS_URL: Final = "DKT_EVENTS_URL"
 ATTEMPTS: Final = 3  # at a transaction, where the database is busy or went away
@@ -149,23 +146,6 @@ def retried(attempt: Callable[[], T]) -> T:
         except (OperationalError, PoolTimeoutError) as error:
             last = error
     raise UnavailableError(f"events: the database does not answer now ({_reason(last)}); try again") from None
-
-
-def truncate_wal(engine: Engine) -> None:
-    """Take out of SQLite's log what was deleted from the database; readers that are at work are waited for."""
-    if engine.dialect.name != "sqlite":
-        return
-    connection = engine.raw_connection()
-    try:
-        for _ in range(ATTEMPTS):
-            (busy, _pages, _moved) = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not busy:
-                return
-    finally:
-        connection.close()
-    raise UnavailableError(
-        "events: deleted, but a reader holds the database's log, which is not yet emptied; try again"
-    )
 
 
 def _reason(error: Exception | None) -> str:

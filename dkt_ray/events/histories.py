@@ -13,13 +13,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Engine, Select, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, Table, delete, func, insert, select, union_all, update
 
 from dkt_ray.errors import UnavailableError
 from dkt_ray.events import tombstones
-from dkt_ray.events.database import retried, truncate_wal, written
+from dkt_ray.events.database import retried, written
 from dkt_ray.events.model import Event, ForgottenError, History, Receipt
-from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS, TOMBSTONES
+from dkt_ray.events.scrub import scrub
+from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS, TOMBSTONES, WAITING
 from dkt_ray.privacy import Privacy
 
 logger = logging.getLogger(__name__)
@@ -93,9 +94,9 @@ class SqlHistories:
     def delete(self, user: str) -> Receipt:
         """See `HistoryStore.delete`."""
         mark = self._privacy.mark(user)
-        receipt = written(self._engine, lambda connection: _delete(connection, user, mark))
+        receipt, ids = written(self._engine, lambda connection: _delete(connection, user, mark))
         self._forget([mark])
-        truncate_wal(self._engine)
+        scrub(self._engine, [user, *ids])
         return receipt
 
     def _remember(self, mark: str, found: _Known, cleared: int) -> None:
@@ -185,8 +186,10 @@ def _of(user: str) -> Select[Any]:
     return select(*_COLUMNS).where(EVENTS.c.user == user)
 
 
-def _delete(connection: Connection, user: str, mark: str) -> Receipt:
-    """Remove a user from every table that has users, and leave a tombstone."""
+def _delete(connection: Connection, user: str, mark: str) -> tuple[Receipt, list[str]]:
+    """Remove a user from every table that has users, and leave a tombstone; returns the ids of his events too."""
+    mine = [select(table.c.event_id).where(table.c.user == user) for table in (EVENTS, WAITING)]
+    ids = [*connection.execute(union_all(*mine)).scalars()]
     tables = [table for table in METADATA.sorted_tables if "user" in table.c]
     removed = {table.name: connection.execute(delete(table).where(table.c.user == user)).rowcount for table in tables}
     found = select(TOMBSTONES.c.deleted_at).where(TOMBSTONES.c.mark == mark)
@@ -196,7 +199,7 @@ def _delete(connection: Connection, user: str, mark: str) -> Receipt:
         connection.execute(insert(TOMBSTONES), {"mark": mark, "deleted_at": deleted_at, "removed": 0})
     grown = {"removed": TOMBSTONES.c.removed + sum(removed.values())}
     connection.execute(update(TOMBSTONES).where(TOMBSTONES.c.mark == mark).values(grown))
-    return Receipt(mark, deleted_at, removed)
+    return Receipt(mark, deleted_at, removed), ids
 
 
 def _newest(engine: Engine) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, Table, delete, insert, select
 
-from dkt_ray.events.database import truncate_wal, written
+from dkt_ray.events.database import written
+from dkt_ray.events.scrub import vacuum
 from dkt_ray.events.tables import METADATA, RETENTIONS
 
 AT_ONCE: Final = 10_000  # rows
@@ -31,7 +32,7 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
     if any(removed.values()):
         now = {"kept_from": kept_from, "removed_at": round(time.time() * 1000)}
         written(engine, lambda connection: connection.execute(insert(RETENTIONS), now))
-        truncate_wal(engine)
+        vacuum(engine)
     return removed
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from dkt_ray.errors import ConfigError, UnavailableError
-from dkt_ray.events import database
+from dkt_ray.events import database, scrub
 from dkt_ray.events.database import check_shared, events_url, open_engine, writing
 from dkt_ray.events.sql import Events, open_events
-from tests.event_promises import ANN, PRIVACY, EventPromises, answer
+from tests.event_promises import ANN, BOB, PRIVACY, EventPromises, answer
 
 
 @pytest.fixture
@@ -50,6 +52,30 @@ def test_a_deleted_user_leaves_no_byte_in_the_files(events: Events, tmp_path: Pa
     on_disk = b"".join(path.read_bytes() for path in tmp_path.glob("events0.db*"))
     assert [user for user in deleted if user.encode() in on_disk] == []
     assert all(user.encode() in on_disk for user in kept)
+
+
+def test_stale_copies_in_the_file_are_found_and_removed(events: Events, tmp_path: Path) -> None:
+    """What SQLite may leave where it moved rows between pages: made here by a deletion that overwrites nothing."""
+    events.log.append([answer(number, ANN if number % 2 else BOB) for number in range(40)])
+    with closing(sqlite3.connect(tmp_path / "events0.db")) as careless:
+        careless.execute("PRAGMA secure_delete=OFF")
+        careless.execute("DELETE FROM events WHERE user = ?", [ANN])
+        careless.commit()
+        careless.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert scrub.holds(tmp_path / "events0.db", [ANN])
+    events.histories.delete(ANN)
+    assert not scrub.holds(tmp_path / "events0.db", [ANN])
+    assert scrub.holds(tmp_path / "events0.db", ["nobody", BOB])
+    assert events.log.end() == 40
+    assert len(events.histories.get(BOB, 50).question) == 20
+
+
+def test_a_word_is_found_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrub, "CHUNK", 16)
+    for place in range(40):
+        (tmp_path / "file").write_bytes(b"\xff" * place + "Zoë".encode() + b"\x00" * 10)
+        assert scrub.holds(tmp_path / "file", ["ann", "Zoë"])
+        assert not scrub.holds(tmp_path / "file", ["ann", "Zoe"])
 
 
 def test_a_database_that_stays_locked_is_unavailable(events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
