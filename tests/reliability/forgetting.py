@@ -47,10 +47,9 @@ def words(folder: Path) -> str:
 
 def run(folder: Path, count: int) -> dict[str, Any]:
     """Plant twice as many users as are deleted; nothing is left of those, and all of the others."""
-    assert PRIVACY.key is not None
-    os.environ["DKT_PRIVACY_KEY"] = PRIVACY.key.decode()
     said = io.StringIO()
-    logging.basicConfig(stream=said, level=logging.DEBUG, force=True)
+    listener = logging.StreamHandler(said)
+    logging.getLogger().addHandler(listener)
     url, store = f"sqlite:///{folder}/database/events.db", str(folder / "store")
     (folder / "database").mkdir()
     users = [f"planted-{number}" for number in range(2 * count)]
@@ -81,9 +80,13 @@ def run(folder: Path, count: int) -> dict[str, Any]:
     }
     events.close()
     replica.close()
+    logging.getLogger().removeHandler(listener)
     return found
 
 
 if __name__ == "__main__":
+    assert PRIVACY.key is not None
+    os.environ["DKT_PRIVACY_KEY"] = PRIVACY.key.decode()
+    logging.getLogger().setLevel(logging.DEBUG)
     with tempfile.TemporaryDirectory() as scratch:
         print(json.dumps(run(Path(scratch), int(sys.argv[1]))))

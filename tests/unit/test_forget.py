@@ -22,6 +22,7 @@ from dkt_ray.storage.lease import lease
 from tests import datasets
 from tests.event_promises import PRIVACY
 from tests.registry_promises import make_bundle
+from tests.reliability import forgetting
 from tests.unit.test_naming import logs, traces
 
 NOW = round(time.time() * 1000)
@@ -99,6 +100,11 @@ def test_nothing_is_left_of_who_was_deleted(
     again = run(store, url)
     assert (again["new"], again["datasets"], again["exports"]) == (0, [], {"events": {"rows": 0, "parts": 0}})
     assert keys(store) == before
+
+
+def test_planted_users_are_nowhere_after_their_deletion(tmp_path: Path) -> None:
+    expected = {"deleted": 20, "traces": 0, "in_memory": 0, "kept": 20, "datasets": ["default"]}
+    assert forgetting.run(tmp_path, 20) == expected
 
 
 def test_a_part_keeps_its_place_in_the_log(events: Events, exported: Path, url: str, store: Path) -> None:
