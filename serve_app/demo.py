@@ -23,13 +23,13 @@ from gradio.components import Component
 from ray import serve
 from ray.serve import Application, Deployment
 
+from dkt_ray.client import API_KEY
 from dkt_ray.config import Config
 from dkt_ray.errors import DktError, InputError
 from dkt_ray.serving import page
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.page import Answer, Future, Question
 
-API_KEY: Final = "DKT_API_KEY"  # in the environment, where the API takes keys
 CATALOGUE_SIZE: Final = 300
 CATALOGUE_TTL_S: Final = 30.0
 

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from dkt_ray.errors import DktError
 from dkt_ray.events.model import EventConflictError, ForgottenError
-from dkt_ray.serving import edge, examples
+from dkt_ray.serving import edge, examples, routes
 from dkt_ray.serving.contract import MAX_STORED, StoredId
 from dkt_ray.serving.events_contract import (
     MAX_LATEST,
@@ -33,10 +33,8 @@ REMAINS: Final = (
     "trained on his answers are marked, and serve until a new one takes their place"
 )
 USER: Final = "/users/{user_id:path}"  # ids with a slash, too
-PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = routes.PROBLEMS | {
     409: {"description": "an event's id belongs to an event of other content", "content": {edge.PROBLEM: {}}},
-    410: {"description": "the user was deleted", "content": {edge.PROBLEM: {}}},
-    503: {"description": "the log does not answer; try again after `Retry-After` s", "content": {edge.PROBLEM: {}}},
 }
 
 

@@ -56,10 +56,12 @@ DEFAULT_SET: Final = "default"
 DEFAULT_SET_SIZE: Final = 100  # the most answered questions
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"description": "the body is not JSON", "content": {edge.PROBLEM: {}}},
+    410: {"description": "the user was deleted", "content": {edge.PROBLEM: {}}},
     413: {"description": "the body is over 8 MB", "content": {edge.PROBLEM: {}}},
     415: {"description": "the body is not announced as JSON", "content": {edge.PROBLEM: {}}},
     422: {"description": "a field is wrong; `errors` names it", "content": {edge.PROBLEM: {}}},
     429: {"description": "too many requests are waiting; try again after `Retry-After` seconds"},
+    503: {"description": "nothing can answer now; try again after `Retry-After` s", "content": {edge.PROBLEM: {}}},
 }
 
 

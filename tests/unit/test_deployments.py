@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.deployments import ServeArgs, application
 from dkt_ray.storage import open_store
@@ -18,3 +20,19 @@ def test_a_deployment_keeps_the_replicas_that_load_has_called_for(tmp_path: Path
     args = ServeArgs(store=str(tmp_path / "store"), bundle=digest, min_replicas=2, max_replicas=4)
     scaling = application(args)._bound_deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.initial_replicas) == (2, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "bound"),
+    [
+        ("sqlite:///data/events.db", "sqlite:///{here}/data/events.db"),
+        ("sqlite:////var/lib/events.db", "sqlite:////var/lib/events.db"),
+        ("postgresql+psycopg://host/database", "postgresql+psycopg://host/database"),
+    ],
+)
+def test_replicas_find_the_database_from_folders_of_their_own(given, bound, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digest = bundles.build(tmp_path / "bundle", bundles.save_members(tmp_path / "members", 0))
+    Registry(open_store(tmp_path / "store")).publish(tmp_path / "bundle", digest)
+    made = application(ServeArgs(store="store", bundle=digest, events=given))
+    assert made._bound_deployment.init_args[0].events == bound.format(here=tmp_path)
