@@ -21,7 +21,7 @@ from dkt_ray.pipelines import prepare, simulate
 from dkt_ray.registry import bundle
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.contract import PredictRequest
-from dkt_ray.serving.requests import query
+from dkt_ray.serving.requests import brought, query
 from dkt_ray.storage import open_store
 from dkt_ray.training.fit import TrainingData, fit
 
@@ -82,7 +82,7 @@ class Students(NamedTuple):
 def queries(bodies: Sequence[Body]) -> list[Query]:
     """What the API makes of requests."""
     requests = [PredictRequest.model_validate(body) for body in bodies]
-    return [query(request, request.targets) for request in requests]
+    return [query(brought(request).past, request.targets) for request in requests]
 
 
 def lengths(bodies: Sequence[Body]) -> dict[str, int]:

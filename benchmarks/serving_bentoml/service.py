@@ -15,7 +15,7 @@ import torch
 
 from dkt_ray.serving.contract import PredictRequest
 from dkt_ray.serving.predictor import Predictor
-from dkt_ray.serving.requests import query
+from dkt_ray.serving.requests import brought, query
 
 MAX_BATCH = int(os.environ.get("DKT_MAX_BATCH", "32"))
 MAX_LATENCY_MS = int(os.environ.get("DKT_MAX_LATENCY_MS", "60000"))  # a request that would wait longer is refused
@@ -45,7 +45,7 @@ class Service:
         return self._answers(requests)
 
     def _answers(self, requests: list[PredictRequest]) -> list[dict[str, Any]]:
-        scores = self.predictor.answer([query(request, request.targets) for request in requests])
+        scores = self.predictor.answer([query(brought(request).past, request.targets) for request in requests])
         return [
             {
                 "model_version": self.predictor.version,
