@@ -12,7 +12,7 @@ from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.errors import OverloadedError
 from dkt_ray.serving import split
 from dkt_ray.serving.api import Served
-from dkt_ray.serving.edge import Edge
+from dkt_ray.serving.edge import Edge, Labels
 from dkt_ray.serving.split import Split
 from dkt_ray.serving.traffic import Limits, Traffic, place, silence
 
@@ -135,7 +135,7 @@ def test_a_deadline_that_passes_is_the_challengers_error_and_a_client_that_goes_
         headers = [(b"content-type", b"application/json")]
         headers += [(b"x-request-deadline-ms", b"10")] * (why == "late")
         scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
-        await Edge(app, "new")(scope, receive, send)
+        await Labels(Edge(app), "new")(scope, receive, send)
         assert [message["status"] for message in sent if "status" in message] == [504] * errors
         counts = two.direct(Traffic(share=1.0)).challenger
         assert (counts.asked, counts.errors, counts.answered) == (1, errors, 0)
