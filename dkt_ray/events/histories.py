@@ -88,6 +88,16 @@ class SqlHistories:
         answered_at, _, question, correct, test, concepts = zip(*rows, strict=True) if rows else ((),) * len(_COLUMNS)
         return History(question, correct, test, concepts, answered_at, found.older + len(found.rows) - len(rows))
 
+    def waiting(self, user: str) -> int:
+        """See `HistoryStore.waiting`."""
+        query = select(func.count()).select_from(WAITING).where(WAITING.c.user == user)
+
+        def rows() -> int:
+            with self._engine.connect() as connection:
+                return connection.execute(query).scalar_one()
+
+        return retried(rows)
+
     def append(self, events: Sequence[Event]) -> None:
         """See `HistoryStore.append`: nothing to be done, as each `get` asks for what is new."""
 

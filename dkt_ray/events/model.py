@@ -110,6 +110,9 @@ class HistoryStore(Protocol):
             UnavailableError: the store cannot be read now.
         """
 
+    def waiting(self, user: str) -> int:
+        """How many answers of a user wait for their grade."""
+
     def append(self, events: Sequence[Event]) -> None:
         """Hear of events that the log has just taken."""
 

@@ -109,17 +109,19 @@ def _about_users(router: APIRouter, memory: Memory) -> None:
         answers: Annotated[int, Parameter(ge=0, le=MAX_LATEST, description="how many of the latest to tell")] = 0,
     ) -> Response:
         """What is kept of a user, without raw answers."""
-        _, history = await memory.history(user_id, tenant(request), MAX_STORED)
-        if not history.question:
-            raise HTTPException(HTTPStatus.NOT_FOUND, "No graded answer of such a user is kept here")
+        name, history = await memory.history(user_id, tenant(request), MAX_STORED)
+        waiting = await memory.ask(memory.histories.waiting, name)
+        if not history.question and not waiting:
+            raise HTTPException(HTTPStatus.NOT_FOUND, "No answer of such a user is kept here")
         latest = slice(len(history.question) - min(answers, len(history.question)), None)
         rows = zip(history.question[latest], history.correct[latest], history.timestamp[latest], strict=True)
         return _reply(
             UserResponse(
                 answers=len(history.question) + history.older,
+                waiting=waiting,
                 correct=sum(history.correct),
-                first_answered_at=time_of(history.timestamp[0]),
-                last_answered_at=time_of(history.timestamp[-1]),
+                first_answered_at=time_of(history.timestamp[0]) if history.question else None,
+                last_answered_at=time_of(history.timestamp[-1]) if history.question else None,
                 latest=[LoggedAnswer(question=q, correct=c, answered_at=time_of(at)) for q, c, at in rows],
             )
         )

@@ -73,9 +73,12 @@ class UserResponse(BaseModel):
     """What is kept of a user."""
 
     answers: int = Field(description="graded answers")
+    waiting: int = Field(description="answers that wait for their grade")
     correct: int = Field(description="right ones among the latest 40,000")
-    first_answered_at: datetime = Field(description="of the latest 40,000")
-    last_answered_at: datetime
+    first_answered_at: datetime | None = Field(
+        description="of the latest 40,000 graded ones; null where there are none"
+    )
+    last_answered_at: datetime | None
     latest: list[LoggedAnswer] = Field([], description="the latest answers, the oldest of them first; with `answers=N`")
 
 

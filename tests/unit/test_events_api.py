@@ -118,6 +118,17 @@ def _as_logged(index, row):
     return {"event_id": str(index), "user_id": "ada", "answered_at": row["timestamp"]} | rest
 
 
+def test_of_a_long_history_the_latest_answers_count_and_the_others_are_counted(api, known, monkeypatch):
+    for module in ("memory", "events"):
+        monkeypatch.setattr(f"dkt_ray.serving.{module}.MAX_STORED", 5)
+    rows = [event(q, i % 2, timestamp=AT.format(i)) for i, q in enumerate(known[:9])]
+    send(api, *(_as_logged(i, row) for i, row in enumerate(rows)))
+    found = post(api, {"user_id": "ada", "targets": known[:2]}).json()
+    assert found == post(api, {"history": rows[4:], "targets": known[:2]}).json() | {"older": 4}
+    user = api.get(f"{USERS}/ada?answers=9").json()
+    assert (user["answers"], len(user["latest"]), user["first_answered_at"]) == (9, 5, AT.format(4))
+
+
 def test_users_of_a_batch_are_answered_or_refused_by_themselves(api, known):
     send(api, logged("1", question=known[0], answered_at=AT.format(1)), logged("2", "bob"))
     api.delete(f"{USERS}/bob")
@@ -153,7 +164,7 @@ def test_a_user_is_told_and_deleted_for_ever(api):
     sent = [logged(str(i), correct=i % 2, answered_at=AT.format(i), answer="raw") for i in range(3)]
     send(api, *sent, logged("w", correct=None))
     user = api.get(f"{USERS}/ada?answers=2").json()
-    assert (user["answers"], user["correct"]) == (3, 1)
+    assert (user["answers"], user["waiting"], user["correct"]) == (3, 1, 1)
     assert (user["first_answered_at"], user["last_answered_at"]) == (AT.format(0), AT.format(2))
     assert [each["answered_at"] for each in user["latest"]] == [AT.format(1), AT.format(2)]
     assert "raw" not in api.get(f"{USERS}/ada?answers=2").text
@@ -188,6 +199,12 @@ def test_nobody_and_control_characters_have_no_page(api):
     assert api.get(f"{USERS}/nobody").status_code == 404
     assert api.get(f"{USERS}/a%00b").status_code == 422
     assert api.get(f"{USERS}/ada?answers=1001").status_code == 422
+
+
+def test_a_user_whose_answers_all_wait_is_known(api):
+    send(api, logged("w", correct=None))
+    user = api.get(f"{USERS}/ada?answers=5").json()
+    assert (user["answers"], user["waiting"], user["last_answered_at"], user["latest"]) == (0, 1, None, [])
 
 
 def test_a_user_who_was_never_here_can_be_deleted_too(api):
