@@ -23,7 +23,7 @@ TOLD = {
     "dkt_ray/serving/haproxy.sh": "HAProxy as Serve starts it, without the ports that nobody asked for",
     "jobs/": "one script per job, for a checkout and for `ray job submit`; configs/ holds commented settings",
     "serve_app/serve.yaml": "both applications, for `serve deploy`",
-    "deploy/": "Dockerfile",
+    "deploy/": "Dockerfile; a Grafana dashboard; Prometheus: what to scrape, and alerts",
     "benchmarks/": "each prints one JSON line (`make bench`)",
     "scripts/": "file tree and picture of this README, size report of `make lint`",
     "docs/": "architecture, features, models, benchmarks, operations, decision records",
