@@ -35,7 +35,7 @@ class Batcher:
         max_queries: queries in one batch.
         max_rows: interactions and targets in one batch; a larger query is scored alone.
         max_waiting_rows: interactions and targets that wait for a batch; a query beyond that is refused.
-        tell: hears how many queries each batch had.
+        tell: hears the answers of each batch.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Batcher:
         max_queries: int,
         max_rows: int,
         max_waiting_rows: int,
-        tell: Callable[[int], None] = lambda queries: None,
+        tell: Callable[[Sequence[Scores]], None] = lambda scores: None,
     ) -> None:
         self.counts: Counter[str] = Counter()  # batches; queries scored, failed, refused, dropped (nobody waited)
         self._score = score
@@ -132,7 +132,7 @@ class Batcher:
                 await self._answer([each])
             return
         self.counts.update(batches=1, scored=len(asked))
-        self._tell(len(asked))
+        self._tell(scores)
         for each, answer in zip(asked, scores, strict=True):
             if not each.answer.done():
                 each.answer.set_result(replace(answer, waited=begun - each.since))

@@ -133,10 +133,8 @@ class Replica:
         breakers = Breakers(args.breaker)  # the golden requests tolerated nothing
         answer = partial(predictor.answer, ask=breakers)
         meters, short = self._telemetry.meters, digest[:SHORT]
-        tell = partial(meters.add, series.BATCH_QUERIES)
-        batcher = Batcher(
-            answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows, lambda queries: tell(queries, short)
-        )
+        tell = partial(self._telemetry.batched, digest)
+        batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows, tell)
         self._batchers.append(batcher)
         meters.ask(tally(series.BATCHING, batcher.counts, short))
         meters.ask(tally(series.LEFT_OUT, breakers.counts, short))
@@ -238,7 +236,10 @@ def _telemetry(args: ServeArgs) -> Telemetry:
     """What this replica counts is exported by Ray as well."""
     counters = Counters()
     replica = serve.get_replica_context().replica_id.unique_id
-    return Telemetry(counters, Meters(counters, RaySeries()), args.access_log, replica)
+    exporter = RaySeries()
+    meters = Meters(counters, exporter)
+    meters.ask(exporter.export)
+    return Telemetry(counters, meters, args.access_log, replica)
 
 
 def _one_thread() -> None:

@@ -39,7 +39,11 @@ REQUEST_SECONDS: Final = Series(
     "dkt_request_seconds", "histogram", "from the first byte to the last one of the answer", ("route",), SECONDS
 )
 STAGE_SECONDS: Final = Series(
-    "dkt_stage_seconds", "histogram", "where the time of a scoring request goes", ("stage",), STAGE_S
+    "dkt_stage_seconds",
+    "histogram",
+    "what a query waits (queue), and a pass over a batch takes",
+    ("stage",),
+    STAGE_S,
 )
 BATCHING: Final = Series("dkt_batching", "counter", "batches, and queries by what became of them", ("bundle", "what"))
 BATCH_QUERIES: Final = Series("dkt_batch_queries", "histogram", "queries in one batch", ("bundle",), SIZES)

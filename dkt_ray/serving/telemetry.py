@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -26,7 +27,7 @@ from dkt_ray.serving.journal import Journal
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.routes import Choose, Served
 from dkt_ray.serving.series import SHORT, Meters
-from dkt_ray.serving.trace import TRACE, USER, Trace, current
+from dkt_ray.serving.trace import QUEUE, TRACE, USER, Trace, current
 
 access = logging.getLogger("dkt_ray.access")
 
@@ -65,6 +66,13 @@ class Telemetry:
             made = self.drifts[predictor.version] = Drift(predictor.profile, difficulties(predictor.catalogue))
             self.meters.ask(partial(drift.tell, predictor.version[:SHORT], made))
 
+    def batched(self, bundle: str, scores: Sequence[Scores]) -> None:
+        """A batch was scored; what its queries share counts once."""
+        self.meters.add(series.BATCH_QUERIES, len(scores), bundle[:SHORT])
+        for seconds in {id(each.seconds): each.seconds for each in scores}.values():
+            for stage, part in seconds.items():
+                self.meters.add(series.STAGE_SECONDS, part, stage)
+
     def scored(self, bundle: str, query: Query, scores: Scores) -> None:
         """A query has its answer."""
         trace = current()
@@ -75,6 +83,7 @@ class Telemetry:
             if self.journal is not None and (user := USER.get()) is not None:
                 self.journal.predicted(user, bundle, query, scores)
         add, short = self.meters.add, bundle[:SHORT]
+        add(series.STAGE_SECONDS, scores.waited, QUEUE)
         add(series.COLD_STARTS, not query.question, short)
         add(series.UNKNOWN, int(scores.unknown.sum()), short)
         if scores.members and scores.spread.size:
@@ -92,8 +101,6 @@ class Telemetry:
             self.journal.recommended(user, bundle, *trace.shown)
         self.meters.add(series.REQUESTS, 1, trace.route, str(status))
         self.meters.add(series.REQUEST_SECONDS, seconds, trace.route)
-        for stage, part in trace.stages.items():
-            self.meters.add(series.STAGE_SECONDS, part, stage)
         if self.access_log and access.isEnabledFor(logging.INFO):
             access.info("request", extra=_line(trace, status, seconds) | {"replica": self.replica})
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.serving import rights
 from dkt_ray.serving.edge import Scope
 
 QUEUE: Final = "queue"
@@ -43,10 +45,10 @@ class Trace:
     appended: Mapping[str, int] = field(default_factory=dict)
     """Events by what became of them."""
 
-    @property
+    @cached_property
     def route(self) -> str:
-        """Template of the route; never the path as sent, which may be anything."""
-        return getattr(self.scope.get("route"), "path", "other")
+        """Template of the route, also where a request was refused; never the path as sent, which may be anything."""
+        return rights.told(self.scope.get("path", "")) or "other"
 
     def scored(self, bundle: str, query: Query, scores: Scores) -> None:
         """One more query of the request has its answer."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,14 +27,15 @@ CANARY = "canary7f3a"
 @pytest.fixture
 def app(predictor):
     """The API with dynamic batching, as in a replica; whoever names himself is a stored user."""
-    batcher = Batcher(predictor.answer, 32, 50_000, 10**9)
+    told = Telemetry.alone()
+    batcher = Batcher(predictor.answer, 32, 50_000, 10**9, partial(told.batched, predictor.version))
 
     def choose(student):
         if student is not None:
             trace.about(student)
         return Served(predictor, batcher)
 
-    with TestClient(build_app(choose), raise_server_exceptions=False) as client:
+    with TestClient(build_app(choose, telemetry=told), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -96,7 +98,7 @@ def test_every_request_has_a_line_that_names_nobody(app, known, lines, monkeypat
     assert [(each["route"], each["status"], each["request_id"] == "abc") for each in refused] == [
         ("other", 404, False),
         ("/v1/predict", 422, True),
-        ("other", 415, False),
+        ("/v1/predict", 415, False),
     ]
     assert all("user" not in each and "bundle" not in each for each in refused)
     told = json.dumps(lines()) + app.get("/metrics").text
@@ -137,6 +139,13 @@ def test_scores_spread_cold_starts_and_unknown_questions_are_counted(app, known)
     assert found["dkt_unknown_questions_total", of_bundle] == 1
     assert found["dkt_spread_count", of_bundle] == 2
     assert found["dkt_stage_seconds_count", ("stage", "encode")] == 2
+    assert found["dkt_stage_seconds_count", ("stage", "queue")] == 2
+    app.post("/v1/predict:batch", json={"students": [{"targets": known[:1]}] * 9})
+    found = samples(app)
+    passes = found["dkt_stage_seconds_count", ("stage", "encode")] - 2
+    assert 1 <= passes < 9  # the first goes alone at most, and what a pass took counts once
+    assert found["dkt_stage_seconds_count", ("stage", "queue")] == 11
+    assert found["dkt_batch_queries_sum", of_bundle] == 11
 
 
 def test_every_series_is_named_once_and_is_told(predictor):
