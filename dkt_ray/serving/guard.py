@@ -142,8 +142,8 @@ def _presented(scope: Scope) -> list[str]:
         lower = name.lower()
         if lower == b"x-api-key":
             found.append(value.strip())
-        elif lower == b"authorization":
-            found.append(value[len(BEARER) :].strip() if value[: len(BEARER)].lower() == BEARER else value)
+        elif lower == b"authorization" and value[: len(BEARER)].lower() == BEARER:  # others are for whoever is in front
+            found.append(value[len(BEARER) :].strip())
     return [key.decode("latin-1") for key in dict.fromkeys(found)]
 
 

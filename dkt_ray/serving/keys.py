@@ -12,6 +12,7 @@ import hmac
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Final, Literal, NamedTuple
 
 from pydantic import Field
@@ -56,6 +57,11 @@ class Keys(Config):
 
     holders: tuple[Holder, ...] = ()
 
+    @cached_property
+    def by_id(self) -> dict[str, tuple[Holder, Key]]:
+        """Every key and who has it."""
+        return {key.id: (holder, key) for holder in self.holders for key in holder.keys}
+
     def holder(self, text: str, now: float) -> Holder | Refusal:
         """Whose key this is.
 
@@ -63,8 +69,7 @@ class Keys(Config):
             now: seconds since 1970.
         """
         form = FORM.fullmatch(text)
-        by_id = {key.id: (holder, key) for holder in self.holders for key in holder.keys}
-        found = by_id.get(form[1]) if form else None
+        found = self.by_id.get(form[1]) if form else None
         kept = found[1].sha256 if found else NEVER
         if not hmac.compare_digest(_sha256(text), kept) or found is None:
             return "unknown"
