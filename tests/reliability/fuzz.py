@@ -1,7 +1,7 @@
 """Requests of every kind to every route: none is a crash, each refusal says why, nothing hangs.
 
     python tests/reliability/fuzz.py --cases 50000                     a small bundle in this process, with API keys
-    python tests/reliability/fuzz.py --url http://127.0.0.1:8000       a service that runs; its key in DKT_API_KEY
+    python tests/reliability/fuzz.py --url http://127.0.0.1:8000       a service on trial: it writes events and deletes users
 
 What is sent: what schemathesis makes of the OpenAPI document, right and wrong, the document's examples with parts
 replaced at random, and students that Hypothesis makes up, with whom nothing is wrong. The last line is one JSON object.
@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import logging
+import math
 import os
 import random
 import sys
@@ -252,8 +253,8 @@ def _student(body, answers, user):
     return body
 
 
-def fuzz(client, document, cases, credentials=({},), start=0, size=ROUND):
-    """Send requests of all kinds to all routes, in rounds, until there were enough.
+def fuzz(client, document, cases, credentials=({},), start=0, size=ROUND, minutes=math.inf):
+    """Send requests of all kinds to all routes, in rounds, until there were enough, or the time is over.
 
     Args:
         credentials: headers that say who asks; the first ones most of the time.
@@ -262,8 +263,8 @@ def fuzz(client, document, cases, credentials=({},), start=0, size=ROUND):
     """
     maker, found = Maker.of(document), Found()
     ways = [maker.ways(operation) for operation in maker.operations]
-    rounds = start
-    while found.cases < cases:
+    rounds, ends = start, time.monotonic() + 60 * minutes
+    while found.cases < cases and time.monotonic() < ends:
         for kinds in ways:
             for kind, drawn in kinds.items():
                 some = min(max(1, int(size * SHARES[kind])), cases - found.cases)
@@ -321,20 +322,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=50_000)
     parser.add_argument("--start", type=int, default=0, help="seed of the first round")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after that, whatever is done")
     parser.add_argument("--url", help="a service that runs, instead of one in this process")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    limits = {"cases": arguments.cases, "start": arguments.start, "minutes": arguments.minutes}
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.url:
             key = os.environ.get("DKT_API_KEY")
             client = httpx.Client(base_url=arguments.url, timeout=60, trust_env=False)
             credentials = [{"authorization": f"Bearer {key}"} if key else {}]
-            found = fuzz(client, client.get("/openapi.json").json(), arguments.cases, credentials, arguments.start)
+            found = fuzz(client, client.get("/openapi.json").json(), credentials=credentials, **limits)
         else:
             with service(Path(folder)) as (client, credentials):
-                document = client.get("/openapi.json").json()
-                found = fuzz(client, document, arguments.cases, credentials, arguments.start)
+                found = fuzz(client, client.get("/openapi.json").json(), credentials=credentials, **limits)
     report = found.report() | {"seconds": round(time.monotonic() - started, 1)}
     print(json.dumps({"fuzz": report}))
     return 1 if report["failures"] or report["valid_share"] < LEAST_VALID else 0
