@@ -1,7 +1,7 @@
 """Requests of every kind to every route: none is a crash, each refusal says why, nothing hangs.
 
-    python tests/reliability/fuzz.py --cases 50000                     a small bundle in this process, with API keys
-    python tests/reliability/fuzz.py --url http://127.0.0.1:8000       a service on trial: it writes events and deletes users
+    python tests/reliability/fuzz.py --cases 50000                  a small bundle in this process, with API keys
+    python tests/reliability/fuzz.py --url http://127.0.0.1:8000    a service on trial: users are written and deleted
 
 What is sent: what schemathesis makes of the OpenAPI document, right and wrong, the document's examples with parts
 replaced at random, and students that Hypothesis makes up, with whom nothing is wrong. The last line is one JSON object.
