@@ -14,7 +14,9 @@ import pytest
 
 from dkt_ray.data import parse as p
 from dkt_ray.errors import ConfigError, InputError, StorageError
+from dkt_ray.events import tombstones
 from dkt_ray.pipelines import stages
+from dkt_ray.privacy import Privacy
 from dkt_ray.schema import RAW_COLUMNS
 from dkt_ray.storage import open_input, open_store
 from tests.datasets import content, opened
@@ -105,6 +107,19 @@ def test_the_content_does_not_depend_on_engine_buckets_files_blocks_or_row_order
     result = prepare(cut, tmp_path / "seven", data={"buckets": 7}, engine="ray")
     assert (result["buckets"], result["content"]) == (7, one["content"])
     assert content(tmp_path / "seven") == content(tmp_path / "one")
+
+
+def test_pseudonyms_and_deletions_through_ray_and_here(ray_cluster, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("DKT_PRIVACY_KEY", "of the driver: the workers started without one")
+    privacy = Privacy.of_environment()
+    gone = [privacy.mark(privacy.user(user)) for user in ("3", "4")]
+    for engine in ("ray", "local"):
+        tombstones.remember(open_store(str(tmp_path / engine)), gone)
+        told = prepare(source, tmp_path / engine, data={"pseudonyms": True}, engine=engine)
+        assert (told["users"], told["forgotten"]) == (USERS - 2, LOGS["userID"].is_in([3, 4]).sum())
+    found = content(tmp_path / "ray")
+    assert found == content(tmp_path / "local")
+    assert set(found) == {privacy.user(str(user)) for user in range(USERS)} - {privacy.user("3"), privacy.user("4")}
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(ray_cluster, source, tmp_path):
