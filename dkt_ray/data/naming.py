@@ -33,7 +33,7 @@ class Naming:
     """Marks of users who were deleted, see `Privacy.mark`."""
 
     @classmethod
-    def of_environment(cls, pseudonyms: bool, forgotten: frozenset[str] = frozenset()) -> Naming:
+    def of_environment(cls, pseudonyms: bool) -> Naming:
         """With the key that the environment holds.
 
         Raises:
@@ -45,7 +45,7 @@ class Naming:
                 f"data.pseudonyms=true, but {PRIVACY_KEY} is not set: set it to the key that the service has, "
                 "or --set data.pseudonyms=false for data that are pseudonymous already"
             )
-        return cls(privacy, pseudonyms, forgotten)
+        return cls(privacy, pseudonyms)
 
     @property
     def identity(self) -> str | None:

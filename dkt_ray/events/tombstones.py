@@ -1,6 +1,6 @@
 """Who was deleted: read from a database of events, and kept in the store for those who have no database.
 
-forgotten/marks.txt   keyed hashes of deleted users, one a line, sorted
+forgotten/marks.txt   what the key is told by, then keyed hashes of deleted users, one a line, sorted
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, insert, select, union
 
-from dkt_ray.errors import ConflictError, NotFoundError
+from dkt_ray.errors import ConfigError, ConflictError, NotFoundError
 from dkt_ray.events.database import retried, written
 from dkt_ray.events.tables import METADATA, TOMBSTONES
-from dkt_ray.privacy import Privacy
+from dkt_ray.privacy import PRIVACY_KEY, Privacy
 from dkt_ray.storage import Store
 
 MARKS: Final = "forgotten/marks.txt"
@@ -64,28 +64,48 @@ def bury(engine: Engine, marks: Collection[str]) -> None:
     written(engine, work)
 
 
-def forgotten(store: Store) -> frozenset[str]:
-    """The marks that the store knows."""
-    try:
-        return frozenset(store.read(MARKS).decode("ascii").split())
-    except NotFoundError:
-        return frozenset()
+def forgotten(store: Store, privacy: Privacy) -> frozenset[str]:
+    """The marks that the store knows.
+
+    Raises:
+        ConfigError: they were made with another key, so nobody would be found by them.
+    """
+    return _read(store, privacy)[0]
 
 
-def remember(store: Store, marks: Collection[str]) -> int:
-    """Let the store know of marks; returns how many are new to it."""
+def remember(store: Store, marks: Collection[str], privacy: Privacy) -> int:
+    """Let the store know of marks; returns how many are new to it.
+
+    Raises:
+        ConfigError: those it knows were made with another key.
+    """
     while True:
-        try:
-            data, version = store.read_versioned(MARKS)
-        except NotFoundError:
-            data, version = b"", None
-        known = set(data.decode("ascii").split())
+        known, version = _read(store, privacy)
         new = set(marks) - known
         if not new:
             return 0
-        text = "".join(f"{mark}\n" for mark in sorted(known | new))
+        text = "".join(f"{line}\n" for line in (_key(privacy), *sorted(known | new)))
         try:
             store.write_if(MARKS, text.encode("ascii"), version)
         except ConflictError:
             continue  # somebody else added some: they stay
         return len(new)
+
+
+def _read(store: Store, privacy: Privacy) -> tuple[frozenset[str], str | None]:
+    try:
+        data, version = store.read_versioned(MARKS)
+    except NotFoundError:
+        return frozenset(), None
+    key, *marks = data.decode("ascii").splitlines()
+    if key != _key(privacy):
+        raise ConfigError(
+            f"{store.url}/{MARKS}: its marks of deleted users were made with another {PRIVACY_KEY} (or without one), "
+            "so nobody would be found by them; set the key that the service has"
+        )
+    return frozenset(marks), version
+
+
+def _key(privacy: Privacy) -> str:
+    """The first line: tells keys apart, and tells nothing of them."""
+    return f"key {privacy.mark('the key of these marks')}"

@@ -71,7 +71,9 @@ def run(config: ExportConfig) -> dict[str, Any]:
         files = open_store(config.store).child(parts.folder(config.name))
         with lease(files, f"export {config.name!r}"):
             told = _export(config, events, files)
-        tombstones.remember(open_store(config.store), [each.mark for each in tombstones.buried(events.engine)])
+        tombstones.remember(
+            open_store(config.store), [each.mark for each in tombstones.buried(events.engine)], events.log.privacy
+        )
     finally:
         events.close()
     logger.info("export %s: %d events in %d new parts", config.name, told["rows"], told["parts"])

@@ -65,7 +65,7 @@ def run(config: ForgetConfig) -> dict[str, Any]:
     store, privacy = open_store(config.store), Privacy.of_environment()
     kept_from = None if config.retention_days is None else round(time.time() * 1000 - config.retention_days * DAY_MS)
     removed, new = _of_the_database(config, store, kept_from)
-    naming = Naming(privacy, forgotten=tombstones.forgotten(store))
+    naming = Naming(privacy, forgotten=tombstones.forgotten(store, privacy))
     exports = {name: _compact(store, name, naming, kept_from) for name in _names(store, "exports")}
     datasets, remaining = _of_datasets(config, store, naming)
     told = {
@@ -91,9 +91,11 @@ def _of_the_database(config: ForgetConfig, store: Store, kept_from: int | None) 
         return {}, 0
     events = open_events(url)
     try:
-        _bury_again(events, tombstones.forgotten(store))
+        _bury_again(events, tombstones.forgotten(store, events.log.privacy))
         removed = {} if kept_from is None else expire(events.engine, kept_from)
-        return removed, tombstones.remember(store, [each.mark for each in tombstones.buried(events.engine)])
+        return removed, tombstones.remember(
+            store, [each.mark for each in tombstones.buried(events.engine)], events.log.privacy
+        )
     finally:
         events.close()
 

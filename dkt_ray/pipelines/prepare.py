@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -123,7 +124,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     files = open_store(config.store).child(folder(config.dataset))
-    naming = Naming.of_environment(config.data.pseudonyms, tombstones.forgotten(open_store(config.store)))
+    naming = Naming.of_environment(config.data.pseudonyms)
+    naming = replace(naming, forgotten=tombstones.forgotten(open_store(config.store), naming.privacy))
     inputs = inspect(config.data)
     config = _as_the_format_says(config, inputs)
     split = read_split(config.data, naming)

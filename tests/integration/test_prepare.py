@@ -114,7 +114,7 @@ def test_pseudonyms_and_deletions_through_ray_and_here(ray_cluster, source, tmp_
     privacy = Privacy.of_environment()
     gone = [privacy.mark(privacy.user(user)) for user in ("3", "4")]
     for engine in ("ray", "local"):
-        tombstones.remember(open_store(str(tmp_path / engine)), gone)
+        tombstones.remember(open_store(str(tmp_path / engine)), gone, privacy)
         told = prepare(source, tmp_path / engine, data={"pseudonyms": True}, engine=engine)
         assert (told["users"], told["forgotten"]) == (USERS - 2, LOGS["userID"].is_in([3, 4]).sum())
     found = content(tmp_path / "ray")

@@ -89,7 +89,7 @@ def test_who_was_deleted_while_a_part_was_written_is_not_in_it(events: Events, f
     told = run(tmp_path)
     assert (told["rows"], told["forgotten"], told["total"], told["after"]) == (1, 1, 1, 2)
     assert files.read_table(parts.key_of(1))["userID"].to_pylist() == [BOB]
-    assert tombstones.forgotten(open_store(str(tmp_path / "store"))) == {PRIVACY.mark(ANN)}
+    assert tombstones.forgotten(open_store(str(tmp_path / "store")), PRIVACY) == {PRIVACY.mark(ANN)}
     assert run(tmp_path)["rows"] == 0
 
 

@@ -40,7 +40,7 @@ def logs(path: Path, users: list[str] = USERS, rows: int = 5, first: int = 0, qu
 
 def forget(store: Path, *users: str) -> None:
     """Let the store know that users were deleted."""
-    tombstones.remember(open_store(str(store)), [KEYED.mark(KEYED.user(user)) for user in users])
+    tombstones.remember(open_store(str(store)), [KEYED.mark(KEYED.user(user)) for user in users], KEYED)
 
 
 def traces(folder: Path, word: str) -> list[Path]:
@@ -102,6 +102,15 @@ def test_pseudonyms_need_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("DKT_PRIVACY_KEY")
     with pytest.raises(ConfigError, match="DKT_PRIVACY_KEY is not set"):
         run(logs(tmp_path / "log.csv"), tmp_path / "store", data={"pseudonyms": True})
+
+
+def test_tombstones_of_another_key_are_not_overlooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, store = logs(tmp_path / "log.csv"), tmp_path / "store"
+    forget(store, "pupil-3")
+    for key in ("another", ""):
+        monkeypatch.setenv("DKT_PRIVACY_KEY", key)
+        with pytest.raises(ConfigError, match="another DKT_PRIVACY_KEY"):
+            run(path, store)
 
 
 def test_another_key_makes_another_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
