@@ -36,7 +36,7 @@ def questions(history: History) -> list[str]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread or process does."""
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.02)

@@ -33,7 +33,19 @@ def postgres() -> Iterator[Callable[[], str]]:
     os.chmod(folder, 0o700)  # noqa: PTH101
     as_him = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
     data = folder / "data"
-    initialised = [programs / "initdb", "-D", data, "-A", "trust", "-U", "dkt", "-E", "UTF8", "--no-sync"]
+    initialised = [
+        programs / "initdb",
+        "-D",
+        data,
+        "-A",
+        "trust",
+        "-U",
+        "dkt",
+        "-E",
+        "UTF8",
+        "--no-locale",
+        "--no-sync",
+    ]
     subprocess.run(initialised, check=True, capture_output=True, cwd=folder, **as_him)
     options = [word for setting in SETTINGS for word in ("-c", setting)]
     command = [programs / "postgres", "-D", data, "-k", folder, *options]
