@@ -285,6 +285,20 @@ def status(code):
     return lambda answer: answer.status_code == code
 
 
+def test_replicas_refuse_to_serve_without_keys_where_they_are_required(world, http, monkeypatch):
+    """`dkt rollout` is made to look away."""
+    from dkt_ray.serving import service
+
+    if world.alias() is None:
+        world.rollout(world.digests[0])
+    looked_away, serving = [], world.alias()
+    monkeypatch.setattr(service, "check_keys", lambda *args: looked_away.append(args))
+    with pytest.raises(RolloutError, match=rf"do not start: .*has no API keys.*{serving}, serves"):
+        world.rollout(serving, replicas={"keys": "required"})
+    assert looked_away
+    assert http.get("/v1/models").json()["model_version"] == serving
+
+
 def test_keys_come_and_go_without_a_restart_and_rollouts_go_on(world):
     """The last test of this service: it takes keys from now on."""
 
