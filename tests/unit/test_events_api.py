@@ -289,11 +289,12 @@ def test_without_a_database_users_are_refused_with_the_remedy(client, known):
         assert "start it with `events`" in answer.json()["detail"]
 
 
-def test_who_a_student_is_decides_who_answers_him(predictor, known, tmp_path):
-    asked = []
+def test_a_stored_user_is_asked_of_his_bundle_and_at_the_time_that_is_given(predictor, known, tmp_path):
+    asked, times = [], []
     memory = Memory.of(open_events(f"sqlite:///{tmp_path}/events.db", PRIVACY), privacy=PRIVACY)
 
     async def answer(query):
+        times.append(query.at)
         return predictor.answer([query])[0]
 
     def choose(student):
@@ -303,9 +304,10 @@ def test_who_a_student_is_decides_who_answers_him(predictor, known, tmp_path):
     with TestClient(build_app(choose, memory=memory)) as client:
         asked.clear()
         post(client, {"user_id": "ada", "targets": known[:1]})
-        post(client, {"user_id": "ada", "student": "s", "targets": known[:1]})
+        post(client, {"user_id": "ada", "student": "s", "targets": known[:1], "at": "2026-03-02T16:00:00Z"})
     memory.close()
     assert asked == [PRIVACY.user("ada"), "s"]
+    assert times == [None, 1772467200000]
 
 
 def test_openapi_examples_of_the_routes_run_in_their_order(api):
