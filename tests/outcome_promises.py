@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from sqlalchemy import func, select
 
+from dkt_ray.data.query import Query
+from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.events.model import Event
 from dkt_ray.events.outcomes import DAY_MS, KEPT_DAYS, Outcomes, Prediction, Recommended, figures
 from dkt_ray.events.sql import Events
 from dkt_ray.events.tables import OUTCOMES, PREDICTIONS, RECOMMENDATIONS
-from tests.event_promises import ANN, BOB, PRIVACY
+from dkt_ray.serving.journal import Journal
+from dkt_ray.serving.series import Meters, Series
+from tests.event_promises import ANN, BOB, PRIVACY, until
 
 NOW = 100 * DAY_MS
 
@@ -21,6 +27,20 @@ def foreseen(question: str, p: float, at: int = NOW, user: str = ANN, bundle: st
 
 def answered(question: str, correct: int | None, at: int = NOW + 5, user: str = ANN) -> Event:
     return Event(f"{user}{question}{at}", user, question, at, at, correct)
+
+
+def scores(*probabilities: float) -> Scores:
+    return Scores(np.array(probabilities), {}, np.zeros(len(probabilities), bool))
+
+
+class Meter:
+    """Counts."""
+
+    def __init__(self) -> None:
+        self.found: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, series: Series, value: float, *labels: str) -> None:
+        self.found[series.name, *labels] += value
 
 
 class OutcomePromises:
@@ -85,6 +105,22 @@ class OutcomePromises:
             "since": None,
             "until": None,
         }
+
+    def test_what_no_database_holds_costs_nothing_else(self, outcomes: Outcomes) -> None:
+        meter = Meter()
+        journal = Journal(outcomes, Meters(meter))
+        journal.predicted(ANN, "b", Query([], [], ["q\0", "q\x85", "q"]), scores(0.1, 0.2, 0.3))
+        journal.recommended(ANN, "b", "gain v1", 9, ["q", "\0"])
+        journal.close()
+        assert (meter.found["dkt_predictions", "kept"], meter.found["dkt_predictions", "unfit"]) == (2, 3)
+        assert meter.found["dkt_predictions", "dropped"] == 0
+        if outcomes.engine.dialect.name == "postgresql":  # what gets past the door ends neither the thread nor the rest
+            journal = Journal(outcomes, Meters(meter))
+            journal.predicted("\0", "b", Query([], [], ["q"]), scores(0.1))
+            until(lambda: meter.found["dkt_predictions", "dropped"] == 1)
+            journal.predicted(ANN, "b", Query([], [], ["q"]), scores(0.1))
+            journal.close()
+            assert (meter.found["dkt_predictions", "kept"], meter.found["dkt_predictions", "dropped"]) == (3, 1)
 
     @staticmethod
     def rows(outcomes: Outcomes, table: object) -> int:

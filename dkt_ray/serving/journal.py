@@ -1,6 +1,7 @@
 """What a replica told of stored users, written down behind the requests: they never wait for it.
 
-What finds no room is dropped and counted; what is foreseen within a second of its answer may be missed.
+What finds no room, or is not taken by the database, is dropped and counted; what is foreseen within a second of its
+answer may be missed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dkt_ray.errors import NotFoundError, StorageError, UnavailableError
 from dkt_ray.events import parts
 from dkt_ray.events.model import Event, EventLog
 from dkt_ray.events.outcomes import Outcomes, Prediction, Recommended, figures
+from dkt_ray.serving.contract import CONTROLS
 from dkt_ray.serving.series import LIVE, OUTCOMES, PREDICTIONS, SHORT, UNEXPORTED, Meters
 from dkt_ray.storage import Store
 
@@ -85,10 +87,12 @@ class Journal:
         self._thread.join()
 
     def _wait(self, rows: Sequence[Prediction | Recommended | Event]) -> None:
+        fit = [row for row in rows if not CONTROLS.search(row.question)]  # no database holds NUL, no event has others
         with self._lock:
             room = max(self._most - len(self._waiting), 0)
-            self._waiting.extend(rows[:room])
-        self._count("dropped", len(rows) - room)
+            self._waiting.extend(fit[:room])
+        self._count("unfit", len(rows) - len(fit))
+        self._count("dropped", len(fit) - room)
 
     def _run(self) -> None:
         looked = -LOOK_S
@@ -103,18 +107,23 @@ class Journal:
                     self._look()
             except (UnavailableError, StorageError) as error:
                 logger.warning("journal: %s", error)
+            except Exception:  # the thread's border: without it nothing would ever be written again
+                logger.exception("journal: what could not be written is lost")
 
     def _write(self) -> None:
         with self._lock:
             rows, self._waiting = self._waiting, []
         predictions = [each for each in rows if isinstance(each, Prediction)]
         recommended = [each for each in rows if isinstance(each, Recommended)]
+        heard = [each for each in rows if isinstance(each, Event)]
+        lost = len(rows)
         try:
             self._count("kept", self.outcomes.keep(predictions, recommended))
-            self._count("joined", self.outcomes.join([each for each in rows if isinstance(each, Event)]))
-        except UnavailableError:
-            self._count("dropped", len(rows))
-            raise
+            lost = len(heard)
+            self._count("joined", self.outcomes.join(heard))
+            lost = 0
+        finally:
+            self._count("dropped", lost)
 
     def _look(self) -> None:
         since = self._unexported()

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import threading
-from collections import Counter
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import DataError
 
 from dkt_ray.data.query import Query
-from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.errors import ConfigError, UnavailableError
 from dkt_ray.events.database import writing
 from dkt_ray.events.outcomes import Joined, Outcomes, worse_by
@@ -26,7 +25,7 @@ from dkt_ray.serving.series import Meters
 from dkt_ray.serving.telemetry import Telemetry
 from dkt_ray.storage import open_store
 from tests.event_promises import ANN, PRIVACY, until
-from tests.outcome_promises import NOW, OutcomePromises, answered
+from tests.outcome_promises import NOW, Meter, OutcomePromises, answered, scores
 from tests.requests import post
 
 
@@ -41,30 +40,16 @@ class TestSqlite(OutcomePromises):
     pass
 
 
-class Meter:
-    """Counts."""
-
-    def __init__(self):
-        self.found = Counter()
-
-    def add(self, series, value, *labels):
-        self.found[series.name, *labels] += value
-
-
-def scores(*probabilities):
-    return Scores(np.array(probabilities), {}, np.zeros(len(probabilities), bool))
-
-
 class Held:
     """A database that writes nothing until it is let go."""
 
     def __init__(self):
-        self.gate, self.kept, self.fails = threading.Event(), [], False
+        self.gate, self.kept, self.fails = threading.Event(), [], None
 
     def keep(self, predictions, recommended):
         self.gate.wait(300)
         if self.fails:
-            raise UnavailableError("gone")
+            raise self.fails
         self.kept += predictions
         return len(predictions)
 
@@ -101,17 +86,19 @@ def test_of_many_targets_the_first_are_kept():
     assert (len(held.kept), meter.found["dkt_predictions", "over_limit"]) == (MOST_TARGETS, 7)
 
 
-def test_a_database_that_is_away_costs_what_was_waiting_and_no_more():
+@pytest.mark.parametrize("error", [UnavailableError("gone"), DataError("INSERT", {}, Exception("a value"))])
+def test_what_the_database_does_not_take_costs_what_was_waiting_and_no_more(error):
     meter, held = Meter(), Held()
-    held.fails = True
+    held.fails = error
     held.gate.set()
     journal = Journal(held, Meters(meter))
     journal.predicted(ANN, "b", Query([], [], ["q"]), scores(0.5))
     until(lambda: meter.found["dkt_predictions", "dropped"] == 1)
-    held.fails = False
+    held.fails = None
     journal.predicted(ANN, "b", Query([], [], ["q"]), scores(0.6))
     journal.close()
     assert [each.probability for each in held.kept] == [0.6]
+    assert meter.found["dkt_predictions", "dropped"] == 1
 
 
 @pytest.fixture
