@@ -25,13 +25,18 @@ from ray.serve import Application, Deployment
 
 from dkt_ray.client import API_KEY
 from dkt_ray.config import Config
-from dkt_ray.errors import DktError, InputError
+from dkt_ray.errors import ConfigError, DktError, InputError
 from dkt_ray.serving import page
+from dkt_ray.serving.fleet import on_loopback
 from dkt_ray.serving.loopback import keep_on_loopback
 from dkt_ray.serving.page import Answer, Future, Question
 
 CATALOGUE_SIZE: Final = 300
 CATALOGUE_TTL_S: Final = 30.0
+PUBLIC: Final = (
+    "the demo page takes no API key, and Serve listens off loopback: whoever reaches the port would ask the API with "
+    "the page's own key; leave the application `demo` out, listen on 127.0.0.1, or say `args: {public: true}`"
+)
 
 
 class DemoPageArgs(Config):
@@ -41,6 +46,10 @@ class DemoPageArgs(Config):
     """Base address of the prediction API."""
     timeout_s: float = 10.0
     """How long the page waits for one answer of the API."""
+    public: bool = False
+    """Anybody who reaches Serve's port may use the page, which asks with its own key; False: only on loopback."""
+    keeps: bool = False
+    """Visitors may have answers kept, and deleted; the page's key, where the API takes one, must allow both."""
 
 
 class ServiceError(DktError):
@@ -187,15 +196,21 @@ class Student(NamedTuple):
     table: gr.Dataframe
 
 
-def build_page(service: Service) -> gr.Blocks:
-    """The Gradio page over one prediction service."""
+def build_page(service: Service, keeps: bool) -> gr.Blocks:
+    """The Gradio page over one prediction service.
+
+    Args:
+        keeps: visitors may have answers kept, and deleted.
+    """
     handlers = Page(service)
     with gr.Blocks(title="dkt-ray", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
         gr.Markdown("# dkt-ray\nWhat will this student get right next? Pick a student, edit an answer, watch it move.")
         with gr.Row():
             with gr.Column(scale=4, min_width=340):
                 story, about, flip, targets, table = _student()
-                _privacy(handlers, table)
+                gr.Markdown(KEEPS if keeps else KEEPS_NOTHING)
+                if keeps:
+                    _keeping(handlers, table)
             with gr.Column(scale=6, min_width=420):
                 results = [flip, *_results()]
         gr.Markdown(ABOUT)
@@ -239,9 +254,8 @@ def _student() -> Student:
     )
 
 
-def _privacy(handlers: Page, table: gr.Dataframe) -> None:
-    """What is kept, only where the visitor says so, and how it is deleted."""
-    gr.Markdown(PRIVACY)
+def _keeping(handlers: Page, table: gr.Dataframe) -> None:
+    """Answers are kept only where the visitor says so, and deleted where he does."""
     visitor = gr.State(None)
     with gr.Row():
         keep = gr.Button("Keep these answers", elem_id="keep")
@@ -268,7 +282,8 @@ ABOUT: Final = """
 opinions: the further apart, the less sure. Mastery is the mean probability over up to three questions that stand for
 a concept. The students are invented. A probability is an estimate, not a verdict on a person.
 """
-PRIVACY: Final = """
+KEEPS_NOTHING: Final = "**Privacy.** Nothing of what you enter is kept."
+KEEPS: Final = """
 **Privacy.** Nothing is kept unless you ask for it: then the history above goes to the log of this service, from which
 models learn, under a random name and with nothing else of you. *Delete my data* removes it, while this page is open.
 """
@@ -278,7 +293,7 @@ def build_app(args: DemoPageArgs, transport: httpx.AsyncBaseTransport | None = N
     """The page as an ASGI app, with Gradio's doors closed that it does not need."""
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
-        build_page(Service(args, transport)),
+        build_page(Service(args, transport), args.keeps),
         path="/",
         theme=gr.themes.Default(primary_hue="blue"),
         show_error=False,
@@ -306,6 +321,8 @@ class DemoPage:
 
     def __init__(self, args: DemoPageArgs) -> None:
         keep_on_loopback()
+        if not args.public and not on_loopback():
+            raise ConfigError(PUBLIC)
         self._args = args
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import httpx
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
@@ -27,6 +27,7 @@ from dkt_ray.features.encoder import EncoderConfig
 from dkt_ray.pipelines import blend, prepare, publish, simulate, sweep
 from dkt_ray.pipelines.staged import Stages
 from dkt_ray.serving import rollout
+from dkt_ray.serving.fleet import is_loopback
 from dkt_ray.storage import open_store
 from dkt_ray.storage.aws import SCHEME
 from serve_app.demo import DemoPageArgs, demo
@@ -68,7 +69,15 @@ class DemoConfig(Config):
     stay: bool = True
     """Serve until Ctrl-C; false: answer one request, print the result and end."""
     host: str = "127.0.0.1"
+    """Of this machine only: the page takes no API key, and keeps answers where its visitors ask for it."""
     port: int = Field(default=8000, ge=1, le=65535)
+
+    @field_validator("host")
+    @classmethod
+    def _of_this_machine(cls, host: str) -> str:
+        if not is_loopback(host):
+            raise ValueError("others reach it, and the demo is open to all; use 127.0.0.1, or `dkt rollout`")
+        return host
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
@@ -162,7 +171,7 @@ def _serving(config: DemoConfig, bundle: str) -> Iterator[str]:
     )
     try:
         address: str = rollout.run(settings)["address"]
-        serve.run(demo(DemoPageArgs(api=address)), name=PAGE, route_prefix=f"/{PAGE}")
+        serve.run(demo(DemoPageArgs(api=address, keeps=True)), name=PAGE, route_prefix=f"/{PAGE}")
         yield address
     finally:
         with contextlib.suppress(RayServeException):  # Serve did not come up

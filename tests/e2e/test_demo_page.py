@@ -107,7 +107,7 @@ def browser() -> Iterator[object]:
 @pytest.fixture
 def tab(browser, api) -> Iterator[Page]:
     """The page, opened; every request that leaves loopback fails the test."""
-    served = Served(build_app(DemoPageArgs(api=api.url)))
+    served = Served(build_app(DemoPageArgs(api=api.url, keeps=True)))
     tab = browser.new_page(viewport={"width": 1400, "height": 1200})
     urls: list[str] = []
     tab.on("request", lambda request: urls.append(request.url))

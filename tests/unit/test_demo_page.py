@@ -1,6 +1,7 @@
 """The demo page's logic: stories, the edited table, two futures, figures; and its handlers over a fake API."""
 
 import asyncio
+import contextlib
 import json
 from datetime import datetime
 
@@ -9,7 +10,9 @@ import pytest
 from pydantic import BaseModel
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
-from dkt_ray.errors import InputError
+from dkt_ray.config import build
+from dkt_ray.errors import ConfigError, InputError
+from dkt_ray.pipelines.demo import DemoConfig
 from dkt_ray.serving import page
 from dkt_ray.serving.contract import (
     CatalogueResponse,
@@ -20,7 +23,7 @@ from dkt_ray.serving.contract import (
     StudentRequest,
 )
 from dkt_ray.serving.page import Answer, Future, Question
-from serve_app.demo import DemoPageArgs, Page, Service, demo
+from serve_app.demo import DemoPage, DemoPageArgs, Page, Service, build_page, demo
 from tests.requests import forwarded
 
 QUESTIONS = tuple(
@@ -196,6 +199,28 @@ def rights(request: StudentRequest) -> int:
 def test_the_builder_takes_the_arguments_of_a_yaml_file():
     app = call_user_app_builder_with_args_if_necessary(demo, {"api": "http://127.0.0.1:1"})
     assert app._bound_deployment.init_args == (DemoPageArgs(api="http://127.0.0.1:1"),)
+
+
+@pytest.mark.parametrize(("public", "loopback", "starts"), [(0, 1, True), (1, 0, True), (1, 1, True), (0, 0, False)])
+def test_off_loopback_the_page_starts_only_where_it_is_meant_to_be_public(monkeypatch, public, loopback, starts):
+    monkeypatch.setattr("serve_app.demo.keep_on_loopback", lambda: None)
+    monkeypatch.setattr("serve_app.demo.on_loopback", lambda: bool(loopback))
+    replica = DemoPage.func_or_class.__mro__[1]  # what Serve has wrapped
+    with contextlib.nullcontext() if starts else pytest.raises(ConfigError, match="public: true"):
+        replica(DemoPageArgs(public=bool(public)))
+
+
+def test_the_demo_is_for_this_machine():
+    with pytest.raises(ConfigError, match="others reach it"):
+        build(DemoConfig, {"host": "0.0.0.0"})
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_nothing_can_be_kept_or_deleted_unless_a_setting_says_so(keeps):
+    named = {each.api_name for each in build_page(service(fake_api), keeps).fns.values()}
+    assert {"open", "story", "predict"} <= named
+    assert {"keep", "forget"} & named == ({"keep", "forget"} if keeps else set())
+    assert not DemoPageArgs().keeps
 
 
 def test_answers_are_kept_once_under_a_random_name_and_deleted_on_request(api):
