@@ -33,7 +33,7 @@ class Privacy:
         return cls(key.encode() or None)
 
     def user(self, user_id: str, tenant: str = "") -> str:
-        """The name under which a user is stored; one that is a pseudonym already stays as it is.
+        """The name under which a user is stored whom a platform calls so, whatever that looks like.
 
         Args:
             tenant: users of different tenants are different, whatever their ids.
@@ -45,10 +45,12 @@ class Privacy:
             if tenant:
                 raise ConfigError(f"tenant {tenant!r}, but {PRIVACY_KEY} is not set: users of tenants need pseudonyms")
             return user_id
-        if PSEUDONYM.fullmatch(user_id) and not tenant:
-            return user_id
         scoped = f"{tenant}\0{user_id}".encode()  # no id holds a NUL: the API refuses it
         return f"u_{hmac.new(self.key, scoped, hashlib.sha256).hexdigest()[:32]}"
+
+    def in_data(self, user_id: str) -> str:
+        """The name of a user of a file: what is a pseudonym already stays (in a request, it would name anybody)."""
+        return user_id if PSEUDONYM.fullmatch(user_id) else self.user(user_id)
 
     def event(self, event_id: str, tenant: str = "") -> str:
         """The id under which an event is stored: platforms put the names of users into them."""

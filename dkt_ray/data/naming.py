@@ -70,7 +70,7 @@ class Naming:
 
     def series(self, users: pl.Series) -> pl.Series:
         """The stored names of users; of a missing one, none."""
-        return pl.Series("user", [self.privacy.user(user) if user else user for user in users.to_list()], pl.String)
+        return pl.Series("user", [self.privacy.in_data(user) if user else user for user in users.to_list()], pl.String)
 
     def gone(self, names: pl.Series) -> pl.Series:
         """Which stored names are of users who were deleted."""

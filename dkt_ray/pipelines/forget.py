@@ -177,7 +177,7 @@ def _runs(store: Store, naming: Naming) -> Iterator[str]:
     for key in store.list("runs"):
         if key.endswith(OUT_OF_FOLD):
             users = store.read_table(key, ["user"])["user"].unique().to_pylist()
-            if any(naming.privacy.mark(naming.privacy.user(user)) in naming.forgotten for user in users):
+            if any(naming.privacy.mark(naming.privacy.in_data(user)) in naming.forgotten for user in users):
                 yield key.split("/")[1]
 
 

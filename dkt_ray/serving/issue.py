@@ -51,6 +51,7 @@ def run(config: KeysConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the name is missing, taken or not known, or has two keys already.
         ConflictError: somebody else changed the keys meanwhile.
+        DktError: some would have a tenant, and some none.
     """
     store = open_store(config.store)
     try:

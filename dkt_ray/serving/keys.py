@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Final, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dkt_ray.config import Config
-from dkt_ray.errors import ConfigError
+from dkt_ray.errors import ConfigError, DktError
 from dkt_ray.serving.rights import Role
 
 KEYS: Final = "keys/keys.json"
@@ -53,9 +53,23 @@ class Holder(Config):
 
 
 class Keys(Config):
-    """All who have keys."""
+    """All who have keys.
+
+    Raises:
+        DktError: some have a tenant, and some have none, who would be of no tenant.
+    """
 
     holders: tuple[Holder, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_tenants_or_of_none(self) -> Keys:
+        without = [each.name for each in self.holders if not each.tenant]
+        if without and len(without) < len(self.holders):
+            raise DktError(  # no ValueError: what pydantic makes of one repeats the hashes
+                f"some keys have a tenant, and those of {', '.join(without)} have none: give every key one (`dkt keys "
+                "add --set tenant=NAME`) or none, and revoke the others first"
+            )
+        return self
 
     @cached_property
     def by_id(self) -> dict[str, tuple[Holder, Key]]:

@@ -24,7 +24,7 @@ class Ring:
     A store that is down, an object that is damaged or gone: the last known keys count on.
 
     Args:
-        replicas: tells how many there are, None where nobody knows; asked only where there are keys.
+        replicas: tells how many there are, None where nobody knows; asked only where there are keys. It may take long.
         required: refuse to be without keys.
 
     Raises:
@@ -33,49 +33,66 @@ class Ring:
     """
 
     def __init__(self, store: Store, replicas: Callable[[], int | None], required: bool) -> None:
-        self.known = Known()
+        self._keys: Keys | None = None
+        self._count = 1
         self._store = store
         self._replicas = replicas
-        self._privacy = Privacy.of_environment()
         self._version = ""
         try:
             self._read()
         except NotFoundError:
             if required:
                 raise needed(store) from None
+        for holder in self._keys.holders if self._keys else ():
+            Privacy.of_environment().user("", holder.tenant)  # has a key for tenants, or says so now
+        self.recount()
 
-    def watch(self) -> None:
-        """Look again every few seconds, in a thread that ends with the process."""
-        threading.Thread(target=self._watch, name="keys", daemon=True).start()
+    @property
+    def known(self) -> Known:
+        """The keys that count now, and how many replicas share their rates."""
+        return Known(self._keys, self._count)
+
+    def watch(self) -> threading.Event:
+        """Look again every few seconds, in threads that end with the process.
+
+        Two of them: a key that was revoked must end though Serve's controller, who knows the replicas, is silent.
+
+        Returns:
+            What ends them earlier, when it is set.
+        """
+        end = threading.Event()
+        for look in (self.refresh, self.recount):
+            threading.Thread(target=_watch, args=(look, end), name=f"keys {look.__name__}", daemon=True).start()
+        return end
+
+    def recount(self) -> None:
+        """Ask again how many replicas there are."""
+        if self._keys is not None:
+            self._count = self._replicas() or self._count
 
     def refresh(self) -> None:
-        """Look again now."""
+        """Look again at the keys."""
         try:
             self._read()
         except NotFoundError:
-            if self.known.keys is not None:
+            if self._keys is not None:
                 logger.warning("%s is gone; the keys of before count on", KEYS)
         except DktError as error:
             logger.warning("the keys of before count on: %s", error)
 
-    def _watch(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(PERIOD_S):
-            try:
-                self.refresh()
-            except Exception:  # the border of the thread: it must go on
-                logger.exception("keys were not read again")
-
     def _read(self) -> None:
         data, version = self._store.read_versioned(KEYS)
-        keys = self.known.keys
-        if keys is None or version != self._version:
-            keys = build(Keys, parse_json(data, KEYS))
-            for holder in keys.holders:
-                self._privacy.user("", holder.tenant)  # has a key for tenants, or says so now, not to each request
-            self._version = version
-            logger.info("keys of %d holders", len(keys.holders))
-        self.known = Known(keys, self._replicas() or self.known.replicas)
+        if self._keys is None or version != self._version:
+            self._keys, self._version = build(Keys, parse_json(data, KEYS)), version
+            logger.info("keys of %d holders", len(self._keys.holders))
+
+
+def _watch(look: Callable[[], None], end: threading.Event) -> None:
+    while not end.wait(PERIOD_S):
+        try:
+            look()
+        except Exception:  # the border of the thread: it must go on
+            logger.exception("not looked again")
 
 
 def needed(store: Store) -> ConfigError:

@@ -5,7 +5,7 @@ import pytest
 from dkt_ray.serving import rights
 from dkt_ray.serving.keys import Holder, Keys, make, utc_now
 from tests.reliability.fuzz import Maker
-from tests.requests import post, service
+from tests.requests import PRIVACY, post, service
 
 USER = "student-17"  # of the examples' events
 NOBODY = "student-18"
@@ -54,6 +54,26 @@ def test_each_key_gets_what_its_role_may_and_nothing_else(door, right):
     for who, role in (("reader", "read"), ("writer", "write"), ("admin", "admin")):
         allowed = needed is None or rights.may(role, needed)
         assert door(who, method, path).status_code == (NOT_KEPT.get(path, 200) if allowed else 403), who
+
+
+def test_a_stored_name_leads_to_nobody(predictor, tmp_path):
+    """Neither that of one's own student nor that of a tenant's, once the service has no tenants any more."""
+    text, key = make(utc_now(), 1.0)
+    north = Keys(holders=(Holder(name="n", role="admin", tenant="north", keys=(key,)),))
+    ours = Keys(holders=(Holder(name="n", role="admin", keys=(key,)),))
+    headers = {"x-api-key": text}
+    for keys in (north, ours):
+        with service(predictor, tmp_path, keys) as client:
+            sent = {"events": [{"event_id": "e", "user_id": "ada", "question": "q", "correct": 1}]}
+            assert post(client, sent, "/v1/events", **headers).json()["added"] == 1
+    with service(predictor, tmp_path, ours) as client:
+        for stored in (PRIVACY.user("ada", "north"), PRIVACY.user("ada")):
+            assert client.get(f"/v1/users/{stored}", headers=headers).status_code == 404
+            assert post(client, {"user_id": stored, "targets": ["q"]}, **headers).json()["cold_start"]
+            assert sum(client.delete(f"/v1/users/{stored}", headers=headers).json()["removed"].values()) == 0
+    for keys in (north, ours):
+        with service(predictor, tmp_path, keys) as client:
+            assert client.get("/v1/users/ada", headers=headers).json()["answers"] == 1
 
 
 def test_a_student_of_another_tenant_is_one_whom_nobody_knows(door):

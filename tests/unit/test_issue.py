@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import timedelta
 
 import pytest
 
 from dkt_ray.config import build
-from dkt_ray.errors import ConfigError, ConflictError, StorageError
+from dkt_ray.errors import ConfigError, ConflictError, DktError, StorageError
 from dkt_ray.privacy import PRIVACY_KEY
 from dkt_ray.serving import issue, service
 from dkt_ray.serving.deployments import ServeArgs
@@ -18,6 +20,7 @@ from dkt_ray.serving.service import ServiceConfig
 from dkt_ray.storage import open_store
 
 FAR = 4e9  # a time long after now, seconds
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -101,8 +104,9 @@ def test_two_who_change_the_keys_at_once_are_told(store, keys, monkeypatch):
 
 def test_a_store_that_is_down_leaves_the_keys_of_before(store, keys, monkeypatch):
     key = keys("add", name="platform")["key"]
-    counts = iter([2, None, None, None])
+    counts = iter([2, None])
     ring = Ring(store, lambda: next(counts), required=False)
+    ring.recount()
 
     def down(*_):
         raise StorageError("down")
@@ -122,15 +126,57 @@ def test_a_store_that_is_down_leaves_the_keys_of_before(store, keys, monkeypatch
 
 def test_tenants_need_a_key_for_pseudonyms_where_they_are_served(store, keys, monkeypatch):
     monkeypatch.delenv(PRIVACY_KEY, raising=False)
-    first = keys("add", name="platform")["key"]
-    ring = Ring(store, lambda: 1, required=False)
-    keys("add", name="north", tenant="north")
-    ring.refresh()
-    assert [each.name for each in ring.known.keys.holders] == ["platform"]
+    first = keys("add", name="north", tenant="north")["key"]
     with pytest.raises(ConfigError, match=PRIVACY_KEY):
         Ring(store, lambda: 1, required=False)
     monkeypatch.setenv(PRIVACY_KEY, "k")
-    assert Ring(store, lambda: 1, required=False).known.keys.holder(first, 0).name == "platform"
+    assert Ring(store, lambda: 1, required=False).known.keys.holder(first, 0).name == "north"
+
+
+def test_every_key_has_a_tenant_or_none_has(store, keys):
+    """One without would be of no tenant, on a service where every student is of one."""
+    for one, other in (("", "north"), ("north", "")):
+        keys("add", name="first", tenant=one)
+        with pytest.raises(DktError, match=r"those of \w+ have none: give every key one .* or none"):
+            keys("add", name="second", tenant=other)
+        assert [each["name"] for each in keys("list")["holders"]] == ["first"]
+        keys("revoke", name="first")
+    keys("add", name="first", tenant="north")
+    mixed = store.read(KEYS).replace(b'"holders": [', b'"holders": [{"name": "other"},')
+    assert b"other" in mixed
+    store.write(KEYS, mixed)
+    with pytest.raises(DktError, match="those of other have none"):
+        Ring(store, lambda: 1, required=False)
+
+
+def test_a_revoked_key_ends_though_nobody_tells_how_many_replicas_there_are(store, keys, monkeypatch):
+    monkeypatch.setattr("dkt_ray.serving.ring.PERIOD_S", 0.01)
+    asked, answered = threading.Event(), threading.Event()
+
+    def replicas():
+        if threading.current_thread() is not threading.main_thread():
+            asked.set()
+            answered.wait()
+        return 2
+
+    old = keys("add", name="platform")
+    ring = Ring(store, replicas, required=True)
+    end = ring.watch()
+    try:
+        assert asked.wait(PATIENCE_S)
+        for _ in range(2):
+            new = keys("rotate", name="platform")
+            keys("revoke", name="platform", key=old["id"])
+            give_up = time.monotonic() + PATIENCE_S
+            while ring.known.keys.holder(old["key"], 0) != "unknown":
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+            assert ring.known.keys.holder(new["key"], 0).name == "platform"
+            old = new
+        assert ring.known.replicas == 2
+    finally:
+        end.set()
+        answered.set()
 
 
 def test_without_keys_nothing_is_served_that_others_can_reach(store, keys):

@@ -30,10 +30,11 @@ def test_users_events_and_marks_have_names_of_their_own(one, two):
 
 
 @given(IDS)
-def test_a_pseudonym_stays_as_it_is(user):
+def test_a_pseudonym_stays_as_it_is_in_data_and_nowhere_else(user):
     name = KEYED.user(user)
-    assert KEYED.user(name) == name
-    assert KEYED.user(name, "school") != name  # what a tenant calls his user is never taken for a stored name
+    assert KEYED.in_data(name) == KEYED.in_data(user) == name
+    assert OPEN.in_data(user) == user
+    assert name not in (KEYED.user(name), KEYED.user(name, "school"))  # what a request says is never a stored name
 
 
 @given(IDS, IDS, IDS, IDS)
