@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import make_url
 
@@ -20,7 +21,7 @@ class BackupConfig(Config):
     """Settings of `dkt backup`."""
 
     events: str | None = None
-    """The database, as in `dkt export`: a SQLite file; of a PostgreSQL server, pg_dump makes a copy."""
+    """The database, as in `dkt export`: a SQLite file; of a PostgreSQL server, pg_dump does (docs/runbook.md)."""
     target: str
     """The file to be written; what is there is replaced when the copy is complete."""
 
@@ -60,6 +61,9 @@ def _copy(source: str, target: Path) -> int:
     """Copy in one read transaction, so that writers go on and the copy is of one moment; returns the graded events."""
     with closing(sqlite3.connect(source)) as database, closing(sqlite3.connect(target)) as copy:
         database.backup(copy)
+        # it will give the same places to other events
+        copy.execute("UPDATE log_identity SET identity = ?", [uuid4().hex])
+        copy.commit()
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, complete without a log beside it
         (events,) = copy.execute("SELECT count(*) FROM events").fetchone()
         return int(events)

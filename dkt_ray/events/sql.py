@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
 from dkt_ray.events.database import open_engine, retried, written
 from dkt_ray.events.histories import SqlHistories
 from dkt_ray.events.model import Appended, Event, EventConflictError, ForgottenError, Graded
-from dkt_ray.events.tables import EVENTS, TOMBSTONES, WAITING
+from dkt_ray.events.tables import EVENTS, IDENTITY, TOMBSTONES, WAITING
 from dkt_ray.privacy import Privacy
 
 FIELDS: Final = tuple(Event.__dataclass_fields__)
@@ -78,6 +78,15 @@ class SqlEventLog:
         def rows() -> int:
             with self.engine.connect() as connection:
                 return connection.execute(select(func.count()).select_from(EVENTS)).scalar_one()
+
+        return retried(rows)
+
+    def identity(self) -> str:
+        """Which log it is; a copy made by `dkt backup` is another one."""
+
+        def rows() -> str:
+            with self.engine.connect() as connection:
+                return connection.execute(select(IDENTITY.c.identity)).scalar_one()
 
         return retried(rows)
 

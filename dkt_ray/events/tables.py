@@ -70,6 +70,9 @@ RETENTIONS: Final = Table(
     sqlite_autoincrement=True,
 )
 
+# Which log it is, one row: a copy that is put back is another one, as it gives the same places to other events.
+IDENTITY: Final = Table("log_identity", METADATA, Column("identity", Text, primary_key=True))
+
 # What was foreseen for users and is not answered yet: joined to the next answer to the same question, then gone.
 PREDICTIONS: Final = Table(
     "predictions",

@@ -49,6 +49,7 @@ class Pointer(NamedTuple):
 
     after: int
     rows: int
+    log: str | None  # `SqlEventLog.identity`; None: nothing is exported
     version: str | None  # of the object
 
 
@@ -61,7 +62,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
         seconds.
 
     Raises:
-        ConfigError: no database, or an older copy of the one that was exported.
+        ConfigError: no database, or another one than was exported: a copy, put back.
         ConflictError: somebody else exports under this name.
         UnavailableError: the database cannot be reached.
     """
@@ -83,12 +84,14 @@ def run(config: ExportConfig) -> dict[str, Any]:
 
 def _export(config: ExportConfig, events: Events, files: Store) -> dict[str, Any]:
     pointer = _pointer(files)
-    end = events.log.end()
-    if end < pointer.after:
+    log, end = events.log.identity(), events.log.end()
+    if pointer.log not in (None, log) or end < pointer.after:
         raise ConfigError(
-            f"export {config.name!r} goes up to {pointer.after} in the log, and the log only to {end}: this is an "
-            "older copy of the database, or another one; export under another name: prepare takes what is in both once"
+            f"export {config.name!r} goes up to {pointer.after} in another log than this one, which ends at {end}: a "
+            "backup was put back, or this is another database; export under another name, --set name=NAME: prepare "
+            "takes what is in both once"
         )
+    pointer = pointer._replace(log=log)
     left = [key for key in parts.keys(files) if parts.first_of(key) > pointer.after]
     told = {"rows": 0, "parts": 0, "adopted": len(left), "forgotten": 0}
     marks: set[str] = set()
@@ -135,9 +138,9 @@ def _pointer(files: Store) -> Pointer:
     try:
         data, version = files.read_versioned(POINTER)
     except NotFoundError:
-        return Pointer(0, 0, None)
+        return Pointer(0, 0, None, None)
     found = parse_json(data, f"{files.url}/{POINTER}")
-    return Pointer(found["after"], found["rows"], version)
+    return Pointer(found["after"], found["rows"], found["log"], version)
 
 
 def _move(files: Store, pointer: Pointer, after: int, rows: int) -> Pointer:
@@ -149,10 +152,11 @@ def _move(files: Store, pointer: Pointer, after: int, rows: int) -> Pointer:
     moved = {
         "after": after,
         "rows": pointer.rows + rows,
+        "log": pointer.log,
         "moved_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     try:
         version = files.write_if(POINTER, json_bytes(moved), pointer.version)
     except ConflictError:
         raise ConflictError(f"{files.url}: somebody else exported meanwhile; run dkt export again") from None
-    return Pointer(after, pointer.rows + rows, version)
+    return pointer._replace(after=after, rows=pointer.rows + rows, version=version)

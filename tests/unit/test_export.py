@@ -105,7 +105,7 @@ def test_an_exporter_that_slept_does_not_move_the_pointer_of_another(
     without = parts.without
 
     def and_overtaken(*arguments: Any) -> Any:
-        files.write(parts.POINTER, b'{"after": 1, "rows": 1}')
+        files.write(parts.POINTER, b'{"after": 1, "rows": 1, "log": "x"}')
         return without(*arguments)
 
     monkeypatch.setattr(parts, "without", and_overtaken)
@@ -137,9 +137,15 @@ def test_an_older_copy_of_the_database_is_refused(events: Events, tmp_path: Path
     assert (copy["events"], run(tmp_path)["rows"]) == (3, 3)
     events.log.append([answer(9)])
     run(tmp_path)
-    with pytest.raises(ConfigError, match="older copy"):
+    with pytest.raises(ConfigError, match="backup was put back"):
         run(tmp_path, events=f"sqlite:///{tmp_path}/copy.db")
     assert run(tmp_path, events=f"sqlite:///{tmp_path}/copy.db", name="again")["rows"] == 3
+    grown = open_events(f"sqlite:///{tmp_path}/copy.db")  # beyond the pointer, by other events at the same places
+    grown.log.append([answer(number) for number in range(20, 28)])
+    grown.close()
+    with pytest.raises(ConfigError, match="name=NAME"):
+        run(tmp_path, events=f"sqlite:///{tmp_path}/copy.db")
+    assert run(tmp_path, events=f"sqlite:///{tmp_path}/copy.db", name="again")["rows"] == 8
     for user in (ANN, BOB):  # the newest events are gone, the places stay given
         events.histories.delete(user)
     assert run(tmp_path)["after"] == 4
