@@ -66,7 +66,7 @@ class EventPromises:
 
     def test_an_event_is_read_as_it_was_appended(self, events: Events) -> None:
         given = [answer(1), Event("bare", BOB, "q", 5, 6, 0)]
-        assert events.log.append(given) == (2, 0, 0)
+        assert events.log.append(given)[:3] == (2, 0, 0)
         assert events.log.read(0, 10) == [Graded(1, given[0]), Graded(2, given[1])]
         assert events.log.read(1, 10) == [Graded(2, given[1])]
         assert events.log.read(0, 1) == [Graded(1, given[0])]
@@ -75,7 +75,7 @@ class EventPromises:
     def test_a_retry_changes_nothing(self, events: Events) -> None:
         events.log.append([answer(1)])
         later = replace(answer(1), received_at=99_000)
-        assert events.log.append([later, answer(2), answer(2)]) == (1, 0, 2)
+        assert events.log.append([later, answer(2), answer(2)])[:3] == (1, 0, 2)
         assert [graded.event for graded in events.log.read(0, 10)] == [answer(1), answer(2)]
 
     @pytest.mark.parametrize("change", [{"question": "other"}, {"user": BOB}, {"correct": 0}, {"answered_at": 1}])
@@ -88,17 +88,18 @@ class EventPromises:
 
     def test_an_answer_waits_for_its_grade(self, events: Events) -> None:
         ungraded = answer(1, correct=None)
-        assert events.log.append([ungraded, ungraded]) == (0, 1, 1)
+        assert events.log.append([ungraded, ungraded])[:3] == (0, 1, 1)
         assert events.log.read(0, 10) == []
         assert questions(events.histories.get(ANN, 5)) == []
-        assert events.log.append([replace(answer(1, correct=0), answer=None, test="", received_at=99_000)]) == (1, 0, 0)
+        grade = replace(answer(1, correct=0), answer=None, test="", received_at=99_000)
+        assert events.log.append([grade]) == (1, 0, 0, [answer(1, correct=0)])
         assert [graded.event for graded in events.log.read(0, 10)] == [answer(1, correct=0)]
-        assert events.log.append([ungraded, answer(1, correct=0)]) == (0, 0, 2)
+        assert events.log.append([ungraded, answer(1, correct=0)])[:3] == (0, 0, 2)
         with pytest.raises(EventConflictError):
             events.log.append([answer(1, correct=1)])
 
     def test_an_answer_and_its_grade_may_come_together(self, events: Events) -> None:
-        assert events.log.append([answer(1, correct=None), answer(1)]) == (1, 0, 0)
+        assert events.log.append([answer(1, correct=None), answer(1)])[:3] == (1, 0, 0)
         assert events.log.count() == 1
         assert questions(events.histories.get(ANN, 5)) == ["q1"]
 
@@ -154,7 +155,7 @@ class EventPromises:
                     [fast], timeout=0.5
                 ).done  # it waits its turn; else it would be read before the slow one
                 cursor = max((graded.sequence for graded in events.log.read(0, 10)), default=0)
-            assert fast.result() == (1, 0, 0)
+            assert fast.result().added == 1
         found = [graded.event.event_id for graded in events.log.read(cursor, 10)]
         assert cursor == 0
         assert found == ["slow0", "slow1", "slow2", "e50"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ from dkt_ray.events.model import Event
 from dkt_ray.events.outcomes import DAY_MS, KEPT_DAYS, Outcomes, Prediction, Recommended, figures
 from dkt_ray.events.sql import Events
 from dkt_ray.events.tables import OUTCOMES, PREDICTIONS, RECOMMENDATIONS
+from dkt_ray.serving.events_contract import LoggedEvent
 from dkt_ray.serving.journal import Journal
+from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.series import Meters, Series
 from tests.event_promises import ANN, BOB, PRIVACY, until
 
@@ -105,6 +110,49 @@ class OutcomePromises:
             "since": None,
             "until": None,
         }
+
+    @pytest.fixture
+    def send(self, events: Events, outcomes: Outcomes) -> Callable[..., int]:
+        """Sends an answer to q at a time, as a client does, and says how many outcomes came of it."""
+        heard: list[Event] = []
+        memory = Memory(events.log, events.histories, PRIVACY, heard=heard.extend)
+
+        def send(number: int, now: int, correct: int | None, **more: Any) -> int:
+            event = LoggedEvent(event_id=f"e{number}", user_id="ann", question="q", correct=correct, **more)
+            asyncio.run(memory.append([event], "", now))
+            joined = outcomes.join(heard)
+            heard.clear()
+            return joined
+
+        return send
+
+    def test_an_answer_that_is_sent_again_is_no_new_one(self, outcomes: Outcomes, send: Callable[..., int]) -> None:
+        outcomes.keep([foreseen("q", 0.1)])
+        assert send(1, NOW + 5, 1) == 1
+        outcomes.keep([foreseen("q", 0.9, NOW + 10)])
+        assert send(1, NOW + 20, 1) == 0  # without a time of its own, the server's clock has gone on
+        assert send(2, NOW + 30, 0) == 1
+        assert outcomes.latest("b" * 64).correct.tolist() == [0, 1]
+
+    def test_a_grade_that_comes_late_is_of_the_prediction_before_the_answer(
+        self, outcomes: Outcomes, send: Callable[..., int]
+    ) -> None:
+        outcomes.keep([foreseen("q", 0.1)])
+        assert send(1, NOW + 5, None) == 0
+        outcomes.keep([foreseen("q", 0.9, NOW + 10)])
+        assert send(1, NOW + 20, 1) == 1
+        found = outcomes.latest("b" * 64)
+        assert (found.probability.tolist(), found.at.tolist()) == ([0.1], [NOW + 5])
+
+    def test_a_prediction_that_is_written_after_its_answer_is_of_no_later_one(
+        self, outcomes: Outcomes, send: Callable[..., int]
+    ) -> None:
+        assert send(1, NOW + 5, 1) == 0
+        outcomes.keep([foreseen("q", 0.1), foreseen("q", 0.2, user=BOB)])  # another replica's
+        assert send(2, NOW + 50, 0) == 0
+        outcomes.keep([foreseen("q", 0.3, NOW + 60)])
+        assert send(3, NOW + 70, 0) == 1
+        assert outcomes.join([answered("q", 1, NOW + 80, BOB)]) == 1
 
     def test_what_no_database_holds_costs_nothing_else(self, outcomes: Outcomes) -> None:
         meter = Meter()

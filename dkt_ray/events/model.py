@@ -30,11 +30,17 @@ class Event:
 
 
 class Appended(NamedTuple):
-    """What became of events, by count."""
+    """What became of events."""
 
     added: int  # new ones that are graded, and grades of those that waited
     waiting: int  # new ones without a grade
     repeated: int  # retries: nothing happened
+    graded: Sequence[Event] = ()  # the added ones, as the log has them
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Without the events."""
+        return {"added": self.added, "waiting": self.waiting, "repeated": self.repeated}
 
 
 class Graded(NamedTuple):

@@ -1,14 +1,14 @@
 """What was foreseen and what came: predictions for stored users are joined to their next answers.
 
 An outcome holds no user. A prediction is of the next answer to its question: the latest one made before an answer, and
-not more than `KEPT_DAYS` before it, is joined to it; it and the older ones are gone then, so that a repeated event
-changes nothing.
+not more than `KEPT_DAYS` before it, is joined to it, unless the log has an answer in between; it and the older ones are
+gone then, so that a repeated event changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
 from dkt_ray import metrics
 from dkt_ray.events.database import retried, written
 from dkt_ray.events.model import Event
-from dkt_ray.events.tables import OUTCOMES, PREDICTIONS, RECOMMENDATIONS, TOMBSTONES
+from dkt_ray.events.tables import EVENTS, OUTCOMES, PREDICTIONS, RECOMMENDATIONS, TOMBSTONES
 from dkt_ray.metrics import Estimate
 from dkt_ray.privacy import Privacy
 
@@ -100,6 +100,9 @@ class Outcomes:
     def join(self, events: Iterable[Event]) -> int:
         """Make outcomes of graded answers that were foreseen.
 
+        Args:
+            events: in the log already.
+
         Returns:
             How many there are.
 
@@ -178,24 +181,42 @@ def _log_losses(joined: Joined, samples: int, seed: int) -> tuple[float, Floats]
 
 def _join(connection: Connection, events: Sequence[Event]) -> int:
     foreseen = _foreseen(connection, events)
-    made: list[Mapping[str, Any]] = []
+    met: list[tuple[Event, Any]] = []
     used: list[int] = []
     for event in events:
         waiting = foreseen[event.user, event.question]
         before = [row for row in waiting if row.at <= event.answered_at]
         if not before:
             continue
-        latest = before[-1]
-        if latest.at >= event.answered_at - KEPT_DAYS * DAY_MS:
-            told = {"bundle": latest.bundle, "probability": latest.probability}
-            made.append(told | {"correct": event.correct, "at": event.answered_at})
+        if before[-1].at >= event.answered_at - KEPT_DAYS * DAY_MS:
+            met.append((event, before[-1]))
         used += [row.number for row in before]
         foreseen[event.user, event.question] = waiting[len(before) :]
     for chosen in _pieces(used):
         connection.execute(delete(PREDICTIONS).where(PREDICTIONS.c.number.in_(chosen)))
+    answers = _answers(connection, met)
+    made = [
+        {"bundle": row.bundle, "probability": row.probability, "correct": event.correct, "at": event.answered_at}
+        for event, row in met
+        if not any(row.at <= at < event.answered_at for at in answers[event.user, event.question])
+    ]
     if made:
         connection.execute(insert(OUTCOMES), made)
     return len(made)
+
+
+def _answers(connection: Connection, met: Sequence[tuple[Event, Any]]) -> dict[tuple[str, str], list[int]]:
+    """When the log says that users answered questions, ms UTC, from the oldest of some predictions on."""
+    users, questions = ({getattr(event, name) for event, _ in met} for name in ("user", "question"))
+    query = select(EVENTS.c.user, EVENTS.c.question, EVENTS.c.answered_at).where(
+        EVENTS.c.user.in_(users),
+        EVENTS.c.question.in_(questions),
+        EVENTS.c.answered_at >= min((row.at for _, row in met), default=0),
+    )
+    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for user, question, at in connection.execute(query) if met else ():
+        found[user, question].append(at)
+    return found
 
 
 def _foreseen(connection: Connection, events: Sequence[Event]) -> dict[tuple[str, str], list[Any]]:

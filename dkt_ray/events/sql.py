@@ -118,13 +118,13 @@ class SqlEventLog:
             kept[event.event_id] = new[event.event_id] = merged
         for chosen in _pieces(list(grades)):
             connection.execute(delete(WAITING).where(WAITING.c.event_id.in_(chosen)))
-        graded = [asdict(event) for event in new.values() if event.correct is not None]
+        graded = [event for event in new.values() if event.correct is not None]
         waiting = [_without_grade(event) for event in new.values() if event.correct is None]
         if graded:
-            connection.execute(insert(EVENTS), graded)
+            connection.execute(insert(EVENTS), [asdict(event) for event in graded])
         if waiting:
             connection.execute(insert(WAITING), waiting)
-        return Appended(len(graded), len(waiting), repeated)
+        return Appended(len(graded), len(waiting), repeated, graded)
 
     def _refuse_forgotten(self, connection: Connection, events: Sequence[Event]) -> None:
         marks = {self.privacy.mark(user): user for user in {event.user for event in events}}

@@ -92,8 +92,8 @@ def _about_events(router: APIRouter, memory: Memory, known: Sequence[str]) -> No
         """Keep answers: each once, however often it is sent; from now on `user_id` stands for them."""
         now = time.time_ns() // 1_000_000
         appended = await memory.append(body.events, tenant(request), now)
-        current().appended = appended._asdict()
-        return _reply(EventsResponse(**appended._asdict(), received_at=time_of(now)))
+        current().appended = appended.counts
+        return _reply(EventsResponse(**appended.counts, received_at=time_of(now)))
 
     @router.get("/events/count", response_model=CountResponse)
     async def count() -> Response:

@@ -78,8 +78,12 @@ class Journal:
         self._wait(rows)
 
     def heard(self, events: Sequence[Event]) -> None:
-        """Events were appended; those that are graded may be what was foreseen."""
-        self._wait([event for event in events if event.correct is not None])
+        """Events have become graded: they may be what was foreseen.
+
+        Args:
+            events: as the log has them, each once.
+        """
+        self._wait(events)
 
     def close(self) -> None:
         """Write what waits, and stop."""

@@ -48,7 +48,7 @@ class Memory:
     mark_bundles: Callable[[str], Sequence[str]] = lambda mark: ()
     """Marks the bundles that were trained on a deleted user, and says which they are."""
     heard: Callable[[Sequence[Event]], None] = lambda events: None
-    """Told of events that were appended."""
+    """Told of events that have become graded, as the log has them."""
     end: Callable[[], None] = lambda: None
     """Ends what the log and the histories hold open."""
     threads: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, THREADS, "events"))
@@ -81,7 +81,7 @@ class Memory:
         def append() -> Appended:
             appended = self.log.append(kept)
             self.histories.append(kept)
-            self.heard(kept)
+            self.heard(appended.graded)
             return appended
 
         return await self.ask(append)

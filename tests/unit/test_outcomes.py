@@ -69,7 +69,7 @@ def test_requests_never_wait_for_the_journal_and_what_finds_no_room_is_counted()
     journal.predicted(ANN, "b", Query([], [], ["q"] * 3), scores(0.1, 0.2, 0.3))
     until(lambda: not journal._waiting)  # the writer has taken them, and is held
     journal.predicted(ANN, "b", Query([], [], ["q"] * 4), scores(0.1, 0.2, 0.3, 0.4))
-    journal.heard([answered("q", 1), answered("q", None), answered("q", 0)])
+    journal.heard([answered("q", 1), answered("q", 0)])
     assert meter.found["dkt_predictions", "dropped"] == 1
     held.gate.set()
     journal.close()
