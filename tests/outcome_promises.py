@@ -13,8 +13,9 @@ from sqlalchemy import func, select
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.events import retention
 from dkt_ray.events.model import Event
-from dkt_ray.events.outcomes import DAY_MS, KEPT_DAYS, Outcomes, Prediction, Recommended, figures
+from dkt_ray.events.outcomes import DAY_MS, KEPT_DAYS, OPEN, Outcomes, Prediction, Recommended, figures
 from dkt_ray.events.sql import Events
 from dkt_ray.events.tables import OUTCOMES, PREDICTIONS, RECOMMENDATIONS
 from dkt_ray.serving.events_contract import LoggedEvent
@@ -85,6 +86,21 @@ class OutcomePromises:
         assert outcomes.join([answered("q3", 1, NOW)]) == 1
         assert outcomes.expire(NOW) == 1
         assert self.rows(outcomes, PREDICTIONS) == 0
+
+    def test_tables_do_not_grow_without_end(self, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retention, "AT_ONCE", 2)
+        for number in range(7):
+            outcomes.keep([foreseen("q1", 0.5, NOW + number, bundle=bundle) for bundle in ("a", "b")])
+            outcomes.join([answered("q1", number % 2, NOW + number)])
+        outcomes.keep(
+            [foreseen("q1", number / 100, NOW, bundle=bundle) for bundle in "ab" for number in range(OPEN + 3)]
+        )
+        outcomes.keep([foreseen("q1", 0.9, user=BOB), foreseen("q2", 0.9), foreseen("q1", 0.9, NOW + 9, bundle="b")])
+        assert self.rows(outcomes, PREDICTIONS) == 2 * OPEN + 2
+        assert outcomes.expire(NOW, window=3) == 4  # of bundle b, which was asked last before each answer
+        assert outcomes.latest("b").at.tolist() == [NOW + 6, NOW + 5, NOW + 4]
+        assert outcomes.expire(NOW, window=3) == 0
+        assert outcomes.expire(NOW + (KEPT_DAYS + 1) * DAY_MS) == 2 * OPEN + 2
 
     def test_nothing_is_kept_of_a_deleted_user(self, events: Events, outcomes: Outcomes) -> None:
         shown = [Recommended(user, "q", "b", "band 0.6-0.8 v1", 9, 1, 1.0, NOW) for user in (ANN, BOB)]

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
 from dkt_ray import metrics
 from dkt_ray.events.database import retried, written
 from dkt_ray.events.model import Event
+from dkt_ray.events.retention import remove
 from dkt_ray.events.tables import EVENTS, OUTCOMES, PREDICTIONS, RECOMMENDATIONS, TOMBSTONES
 from dkt_ray.metrics import Estimate
 from dkt_ray.privacy import Privacy
@@ -26,6 +27,7 @@ from dkt_ray.privacy import Privacy
 DAY_MS: Final = 86_400_000
 KEPT_DAYS: Final = 30
 WINDOW: Final = 10_000  # outcomes of a bundle that figures are of, the latest ones
+OPEN: Final = 10  # predictions of one user, question and bundle: an answer may be told of after later ones were made
 AT_ONCE: Final = 400  # values of one IN list
 
 Floats = npt.NDArray[np.float64]
@@ -73,7 +75,7 @@ class Outcomes:
     privacy: Privacy
 
     def keep(self, predictions: Sequence[Prediction], recommended: Sequence[Recommended] = ()) -> int:
-        """Keep what was told of users; of those who were deleted meanwhile, nothing.
+        """Keep what was told of users, of predictions the latest ones; of users who were deleted meanwhile, nothing.
 
         Returns:
             How many rows are kept.
@@ -93,6 +95,7 @@ class Outcomes:
                 if values:
                     connection.execute(insert(table), values)
                 kept += len(values)
+            _crowd_out(connection, [each for each in predictions if each.user not in gone])
             return kept
 
         return written(self.engine, work) if predictions or recommended else 0
@@ -114,15 +117,25 @@ class Outcomes:
             return 0
         return written(self.engine, lambda connection: sum(_join(connection, each) for each in _pieces(graded)))
 
-    def expire(self, now: int) -> int:
-        """Remove predictions and recommendations older than `KEPT_DAYS`; returns how many.
+    def expire(self, now: int, window: int = WINDOW) -> int:
+        """Remove predictions and recommendations older than `KEPT_DAYS`, and outcomes that no figure is of any more.
+
+        Returns:
+            How many rows.
 
         Raises:
             UnavailableError: the database does not answer.
         """
         tables = (PREDICTIONS, RECOMMENDATIONS)
-        old = [delete(table).where(table.c.at < now - KEPT_DAYS * DAY_MS) for table in tables]
-        return written(self.engine, lambda connection: sum(connection.execute(each).rowcount for each in old))
+        removed = sum(remove(self.engine, table, table.c.at < now - KEPT_DAYS * DAY_MS) for table in tables)
+        for bundle in self.bundles():
+            of_bundle = OUTCOMES.c.bundle == bundle
+            oldest = (
+                select(OUTCOMES.c.number).where(of_bundle).order_by(OUTCOMES.c.number.desc()).offset(window).limit(1)
+            )
+            if found := self._rows(oldest):
+                removed += remove(self.engine, OUTCOMES, of_bundle, OUTCOMES.c.number <= found[0].number)
+        return removed
 
     def bundles(self) -> list[str]:
         """Bundles that have outcomes, the one with the newest first."""
@@ -177,6 +190,22 @@ def _log_losses(joined: Joined, samples: int, seed: int) -> tuple[float, Floats]
     each = np.arange(len(loss))
     statistic = metrics.mean_statistic(loss, each)
     return float(loss.mean()), metrics.bootstrap({"log_loss": statistic}, len(loss), samples, seed)["log_loss"]
+
+
+def _crowd_out(connection: Connection, predictions: Sequence[Prediction]) -> None:
+    """Of each user, question and bundle, leave the `OPEN` latest predictions."""
+    same = (PREDICTIONS.c.user, PREDICTIONS.c.question, PREDICTIONS.c.bundle)
+    latest_first = (PREDICTIONS.c.at.desc(), PREDICTIONS.c.number.desc())
+    place = func.row_number().over(partition_by=same, order_by=latest_first).label("place")
+    for chosen in _pieces(predictions):
+        users, questions = ({getattr(each, name) for each in chosen} for name in ("user", "question"))
+        ranked = select(PREDICTIONS.c.number, place).where(
+            PREDICTIONS.c.user.in_(users), PREDICTIONS.c.question.in_(questions)
+        )
+        found = ranked.subquery()
+        connection.execute(
+            delete(PREDICTIONS).where(PREDICTIONS.c.number.in_(select(found.c.number).where(found.c.place > OPEN)))
+        )
 
 
 def _join(connection: Connection, events: Sequence[Event]) -> int:

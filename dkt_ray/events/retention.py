@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from sqlalchemy import Connection, Engine, Table, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, insert, select
 
 from dkt_ray.events.database import written
 from dkt_ray.events.scrub import vacuum
@@ -28,7 +28,7 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
         UnavailableError: the database cannot be reached.
     """
     times = [(table, name) for table in METADATA.sorted_tables for name in TIMES if name in table.c]
-    removed = {table.name: _expire(engine, table, name, kept_from) for table, name in times}
+    removed = {table.name: remove(engine, table, table.c[name] < kept_from) for table, name in times}
     if any(removed.values()):
         now = {"kept_from": kept_from, "removed_at": round(time.time() * 1000)}
         written(engine, lambda connection: connection.execute(insert(RETENTIONS), now))
@@ -36,9 +36,17 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
     return removed
 
 
-def _expire(engine: Engine, table: Table, time_column: str, kept_from: int) -> int:
+def remove(engine: Engine, table: Table, *which: ColumnElement[bool]) -> int:
+    """Remove rows of a table; returns how many.
+
+    Args:
+        which: all of it holds for those that go.
+
+    Raises:
+        UnavailableError: the database cannot be reached.
+    """
     (key,) = table.primary_key.columns
-    old = select(key).where(table.c[time_column] < kept_from).limit(AT_ONCE)
+    old = select(key).where(*which).limit(AT_ONCE)
 
     def some(connection: Connection) -> int:
         return connection.execute(delete(table).where(key.in_(old))).rowcount

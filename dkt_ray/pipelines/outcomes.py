@@ -42,8 +42,8 @@ class OutcomesConfig(Config):
     """Folder or s3://bucket/prefix: the registry."""
     alias: str = "champion"
     """Alias that says which bundle serves."""
-    window: int = Field(default=WINDOW, ge=1)
-    """Latest outcomes of each bundle that count."""
+    window: int = Field(default=WINDOW, ge=1, le=WINDOW)
+    """Latest outcomes of each bundle that count; more are not kept."""
     at_least: int = Field(default=500, ge=1)
     """Outcomes of a bundle below which nothing is concluded from them."""
     rollback_if: RollbackIf | None = None

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
@@ -47,7 +47,9 @@ class Journal:
         unexported: Callable[[], int | None] = lambda: None,
         most_waiting: int = MOST_WAITING,
     ) -> None:
-        self.outcomes = outcomes
+        self.told: Sequence[dict[str, Any]] = ()
+        """Figures of the bundles with the newest outcomes, the one with the newest first."""
+        self._outcomes = outcomes
         self._meters = meters
         self._unexported = unexported
         self._most = most_waiting
@@ -105,9 +107,12 @@ class Journal:
             closing = self._closed.wait(WRITE_S)
             try:
                 self._write()
-                if time.monotonic() - looked >= LOOK_S:
+                due = time.monotonic() - looked >= LOOK_S
+                if due:
                     looked = time.monotonic()
-                    self.outcomes.expire(_now())
+                    self._outcomes.expire(_now())
+                    self._tell_unexported()
+                if due or not self.told:  # the first outcomes are told at once
                     self._look()
             except (UnavailableError, StorageError) as error:
                 logger.warning("journal: %s", error)
@@ -122,23 +127,27 @@ class Journal:
         heard = [each for each in rows if isinstance(each, Event)]
         lost = len(rows)
         try:
-            self._count("kept", self.outcomes.keep(predictions, recommended))
+            self._count("kept", self._outcomes.keep(predictions, recommended))
             lost = len(heard)
-            self._count("joined", self.outcomes.join(heard))
+            self._count("joined", self._outcomes.join(heard))
             lost = 0
         finally:
             self._count("dropped", lost)
 
-    def _look(self) -> None:
+    def _tell_unexported(self) -> None:
         since = self._unexported()
         if since is not None:
             self._meters.add(UNEXPORTED, max(_now() - since, 0) / 1000)
-        for bundle in self.outcomes.bundles()[:TOLD_BUNDLES]:
-            found = figures(self.outcomes.latest(bundle))
-            self._meters.add(OUTCOMES, found["outcomes"], bundle[:SHORT])
+
+    def _look(self) -> None:
+        newest = self._outcomes.bundles()[:TOLD_BUNDLES]
+        self.told = [{"model_version": bundle} | figures(self._outcomes.latest(bundle)) for bundle in newest]
+        for found in self.told:
+            bundle = found["model_version"][:SHORT]
+            self._meters.add(OUTCOMES, found["outcomes"], bundle)
             for name in TOLD:
                 if found[name] is not None:
-                    self._meters.add(LIVE, found[name], bundle[:SHORT], name)
+                    self._meters.add(LIVE, found[name], bundle, name)
 
     def _count(self, what: str, rows: int) -> None:
         self._meters.add(PREDICTIONS, max(rows, 0), what)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Response
 from pydantic import BaseModel, Field
 
-from dkt_ray.events.outcomes import WINDOW, Outcomes, figures
+from dkt_ray.events.outcomes import WINDOW
 from dkt_ray.serving import edge
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.routes import reply
@@ -47,7 +47,7 @@ class Live(BaseModel):
 
 
 class OutcomesResponse(BaseModel):
-    """Predictions for stored users that were answered since: by bundle, the one with the newest first."""
+    """Predictions for stored users that were answered since: the bundles with the newest, that one first."""
 
     window: int = Field(description="most outcomes of a bundle that figures are of")
     bundles: list[Live]
@@ -76,16 +76,15 @@ def monitoring(predictor: Predictor, telemetry: Telemetry) -> APIRouter:
         responses={404: {"description": "no users are stored here", "content": {edge.PROBLEM: {}}}},
     )
     async def live() -> Response:
-        """How well the bundles have foreseen what stored users answered."""
+        """How well the bundles have foreseen what stored users answered; figures are up to a minute old."""
         if telemetry.journal is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, "No users are stored here; start the service with `events`")
-        return reply({"window": WINDOW, "bundles": await asyncio.to_thread(_live, telemetry.journal.outcomes)})
+        return reply({"window": WINDOW, "bundles": _live(telemetry.journal.told)})
 
     return router
 
 
-def _live(outcomes: Outcomes) -> list[dict[str, Any]]:
-    told = [{"model_version": bundle} | figures(outcomes.latest(bundle)) for bundle in outcomes.bundles()]
+def _live(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each | {name: _time(each[name]) for name in ("since", "until")} for each in told]
 
 

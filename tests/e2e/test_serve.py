@@ -100,7 +100,7 @@ def test_answers_meet_what_replicas_foresaw_and_ray_tells_it(world, http):
     sent = user | {"event_id": "canary77aa", "question": question, "correct": 1}
     assert http.post("/v1/events", json={"events": [sent]}).json()["added"] == 1
     wait_until(lambda: _counted("joined") == 1)
-    [found] = http.get("/v1/outcomes").json()["bundles"]
+    [found] = wait_until(lambda: http.get("/v1/outcomes").json()["bundles"])
     assert (found["model_version"], found["outcomes"]) == (world.digests[0], 1)
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     written = b"".join(path.read_bytes() for path in logs.rglob("*") if path.is_file())

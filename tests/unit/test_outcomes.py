@@ -123,11 +123,11 @@ def kept(client, rows):
     until(lambda: f'dkt_predictions_total{{what="kept"}} {rows}.0' in client.get("/metrics").text)
 
 
-def test_predictions_of_stored_users_meet_their_answers(service, known, predictor):
+def test_predictions_of_stored_users_meet_their_answers(service, known, predictor, monkeypatch):
     assert service.get("/v1/outcomes").json() == {"window": 10_000, "bundles": []}
     told = post(service, {"user_id": "ann", "targets": known[:2]}).json()["predictions"]
     students = [{"user_id": "bob", "targets": [known[3]]}, {"targets": [known[4]]}]
-    service.post("/v1/predict:batch", json={"students": students})
+    batch = service.post("/v1/predict:batch", json={"students": students}).json()
     post(service, {"targets": known[:3]})  # of nobody who is stored
     service.post("/v1/knowledge-state", json={"user_id": "ann"})  # asks for probes
     kept(service, 3)
@@ -142,8 +142,10 @@ def test_predictions_of_stored_users_meet_their_answers(service, known, predicto
     until(lambda: 'dkt_predictions_total{what="joined"} 3.0' in service.get("/metrics").text)
     [found] = service.get("/v1/outcomes").json()["bundles"]
     assert (found["model_version"], found["outcomes"]) == (predictor.version, 3)
-    third = 3 * found["log_loss"] + np.log(1 - told[0]["probability"]) + np.log(told[1]["probability"])
-    assert 0 < np.exp(-third) < 1  # bob's
+    said = np.array([each["probability"] for each in (*told, *batch["items"][0]["answer"]["predictions"])])
+    assert found["log_loss"] == pytest.approx(log_loss(np.array([0, 1, 0]), said))
+    monkeypatch.setattr(Outcomes, "latest", None)
+    assert service.get("/v1/outcomes").json()["bundles"] == [found]  # as the journal computed it
     assert 'dkt_events_total{what="added"} 4.0' in service.get("/metrics").text
     assert 'dkt_events_total{what="repeated"} 4.0' in service.get("/metrics").text
 
