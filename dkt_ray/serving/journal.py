@@ -153,8 +153,8 @@ class Journal:
         self._meters.add(PREDICTIONS, max(rows, 0), what)
 
 
-def unexported_since(log: EventLog, store: Store) -> int | None:
-    """Arrival of the oldest graded event that is not exported, ms UTC; now where all are; None: nobody exports.
+def unexported_since(log: EventLog, store: Store) -> int:
+    """Arrival of the oldest graded event that is not exported, ms UTC; now where all are.
 
     Args:
         store: where `dkt export` writes, under its default name.
@@ -162,7 +162,7 @@ def unexported_since(log: EventLog, store: Store) -> int | None:
     try:
         after = store.read_json(f"{parts.folder('events')}/{parts.POINTER}")["after"]
     except NotFoundError:
-        return None
+        after = 0  # nothing was exported ever
     return next((graded.event.received_at for graded in log.read(after, 1)), _now())
 
 

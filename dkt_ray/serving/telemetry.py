@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 import numpy as np
@@ -81,7 +82,7 @@ class Telemetry:
             if bundle in self.drifts:
                 self.drifts[bundle].add(query, scores)
             if self.journal is not None and (user := USER.get()) is not None:
-                self.journal.predicted(user, bundle, query, scores)
+                trace.foreseen.append((user, bundle, query, scores))
         add, short = self.meters.add, bundle[:SHORT]
         add(series.STAGE_SECONDS, scores.waited, QUEUE)
         add(series.COLD_STARTS, not query.question, short)
@@ -96,9 +97,12 @@ class Telemetry:
         """A request has ended."""
         for what, events in trace.appended.items():
             self.meters.add(series.EVENTS, events, what)
-        if self.journal is not None and trace.shown is not None and trace.users:
-            [user], [bundle] = trace.users, trace.bundles
-            self.journal.recommended(user, bundle, *trace.shown)
+        if self.journal is not None and status == HTTPStatus.OK:  # nobody was shown anything else
+            for foreseen in trace.foreseen:
+                self.journal.predicted(*foreseen)
+            if trace.shown is not None and trace.users:
+                [user], [bundle] = trace.users, trace.bundles
+                self.journal.recommended(user, bundle, *trace.shown)
         self.meters.add(series.REQUESTS, 1, trace.route, str(status))
         self.meters.add(series.REQUEST_SECONDS, seconds, trace.route)
         if self.access_log and access.isEnabledFor(logging.INFO):
@@ -180,9 +184,10 @@ def _line(trace: Trace, status: int, seconds: float) -> dict[str, object]:
         }
     if name := getattr(state.get("caller"), "name", ""):
         line["caller"] = name
-    if len(trace.users) == 1:
+    privacy = Privacy.of_environment()
+    if len(trace.users) == 1 and privacy.key is not None:  # without one, whoever has a list of users finds them
         [user] = trace.users
-        line["user"] = Privacy.of_environment().mark(user)[:SHORT]
+        line["user"] = privacy.mark(user)[:SHORT]
     elif trace.users:
         line["users"] = len(trace.users)
     return line

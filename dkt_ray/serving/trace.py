@@ -41,6 +41,8 @@ class Trace:
     """The longest wait for a batch, in seconds."""
     passes: dict[int, Mapping[str, float]] = field(default_factory=dict)
     """What each pass took; many students of a request may share one, which counts once."""
+    foreseen: list[tuple[str, str, Query, Scores]] = field(default_factory=list)
+    """What was scored for stored users: the user, the bundle, and both."""
     shown: Shown | None = None
     appended: Mapping[str, int] = field(default_factory=dict)
     """Events by what became of them."""

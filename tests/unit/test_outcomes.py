@@ -166,8 +166,8 @@ def test_recommendations_for_stored_users_are_logged_with_policy_and_propensity(
 
 def test_what_the_export_has_not_written_has_an_age(events, tmp_path):
     store = open_store(str(tmp_path / "store"))
-    assert unexported_since(events.log, store) is None
     events.log.append([answered("q", 1, 5), answered("q", 1, 9)])
+    assert unexported_since(events.log, store) == 5  # nobody exports
     store.write_json("exports/events/pointer.json", {"after": 1, "rows": 1})
     assert unexported_since(events.log, store) == 9
     store.write_json("exports/events/pointer.json", {"after": 2, "rows": 2})

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextvars import copy_context
 from functools import partial
 
 import numpy as np
@@ -10,11 +11,13 @@ from fastapi.testclient import TestClient
 
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.scorer import Scores
+from dkt_ray.events.sql import open_events
 from dkt_ray.log import JsonLines
 from dkt_ray.privacy import Privacy
 from dkt_ray.serving import series, telemetry, trace
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.batching import Batcher
+from dkt_ray.serving.memory import Memory
 from dkt_ray.serving.telemetry import Telemetry
 from tests import bundles
 from tests.requests import event, post
@@ -22,21 +25,19 @@ from tests.unit.test_breaker import Ensemble
 from tests.unit.test_counters import samples
 
 CANARY = "canary7f3a"
+PRIVACY = Privacy(b"secret")
 
 
 @pytest.fixture
-def app(predictor):
-    """The API with dynamic batching, as in a replica; whoever names himself is a stored user."""
+def app(predictor, tmp_path):
+    """The API with dynamic batching and stored users, as in a replica."""
     told = Telemetry.alone()
     batcher = Batcher(predictor.answer, 32, 50_000, 10**9, partial(told.batched, predictor.version))
-
-    def choose(student):
-        if student is not None:
-            trace.about(student)
-        return Served(predictor, batcher)
-
-    with TestClient(build_app(choose, telemetry=told), raise_server_exceptions=False) as client:
+    memory = Memory.of(open_events(f"sqlite:///{tmp_path}/events.db", PRIVACY), privacy=PRIVACY)
+    app = build_app(lambda student: Served(predictor, batcher), telemetry=told, memory=memory)
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+    memory.close()
 
 
 @pytest.fixture
@@ -78,12 +79,15 @@ def test_a_members_time_is_taken_where_it_fails_too():
 
 def test_every_request_has_a_line_that_names_nobody(app, known, lines, monkeypatch):
     monkeypatch.setenv("DKT_PRIVACY_KEY", "secret")
-    body = {"student": f"{CANARY}-user", "history": [event(f"{CANARY}-q", 1)], "targets": [f"{CANARY}-t", known[0]]}
-    assert post(app, body).status_code == 200
+    user = {"user_id": f"{CANARY}-user"}
+    sent = user | {"event_id": f"{CANARY}-e", "question": f"{CANARY}-q", "correct": 1}
+    assert app.post("/v1/events", json={"events": [sent]}).status_code == 200
+    assert post(app, user | {"student": f"{CANARY}-s", "targets": [f"{CANARY}-t", known[0]]}).status_code == 200
     app.get(f"/v1/{CANARY}/users?{CANARY}=1")
     app.post("/v1/predict", json={"targets": [{CANARY: 1}]}, headers={"x-request-id": "abc"})
     app.post("/v1/predict", content=b"[", headers={"content-type": "text/plain"})
-    answered, *refused = lines()
+    logged, answered, *refused = lines()
+    assert (logged["route"], logged["status"]) == ("/v1/events", 200)
     version = app.get("/v1/models").json()["model_version"]
     assert {name: answered[name] for name in ("route", "status", "events", "targets", "bundle", "user")} == {
         "route": "/v1/predict",
@@ -91,7 +95,7 @@ def test_every_request_has_a_line_that_names_nobody(app, known, lines, monkeypat
         "events": 1,
         "targets": 2,
         "bundle": version[:12],
-        "user": Privacy(b"secret").mark(f"{CANARY}-user")[:12],
+        "user": PRIVACY.mark(PRIVACY.user(f"{CANARY}-user"))[:12],
     }
     assert answered["ms"] >= answered["queue_ms"] >= 0
     assert len(answered["request_id"]) == 32
@@ -107,12 +111,47 @@ def test_every_request_has_a_line_that_names_nobody(app, known, lines, monkeypat
 
 
 def test_a_batch_of_many_users_names_none(app, known, lines):
-    students = [{"student": f"{CANARY}{index}", "targets": known[:1]} for index in range(3)]
+    students = [{"user_id": f"{CANARY}{index}", "targets": known[:1]} for index in range(3)]
     assert app.post("/v1/predict:batch", json={"students": students}).status_code == 200
     [line] = lines()
     assert "user" not in line
     assert (line["targets"], line["users"]) == (3, 3)
     assert CANARY not in json.dumps(line)
+
+
+def test_without_a_key_the_log_has_no_user(app, known, lines, monkeypatch):
+    monkeypatch.delenv("DKT_PRIVACY_KEY", raising=False)
+    assert post(app, {"user_id": CANARY, "targets": known[:1]}).status_code == 200
+    [line] = lines()
+    assert (line["users"], "user" in line) == (1, False)
+
+
+@pytest.mark.parametrize(("status", "rows"), [(200, 3), (504, 0)])
+def test_only_what_was_answered_is_written_down(status, rows):
+    told, notes = Telemetry(journal=Journal()), trace.Trace({"path": "/v1/predict"})
+
+    def request():
+        trace.TRACE.set(notes)
+        trace.about("ann")
+        told.scored("b", Query([], [], ["q1", "q2"]), Scores(np.array([0.1, 0.2]), {}, np.zeros(2, bool)))
+        notes.shown = trace.Shown("gain v1", 9, ["q1"])
+        told.ended(notes, status, 0.1)
+
+    copy_context().run(request)
+    assert len(told.journal.rows) == rows
+
+
+class Journal:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.rows = []
+
+    def predicted(self, user, bundle, query, scores):
+        self.rows += [(user, bundle, question) for question in query.target]
+
+    def recommended(self, user, bundle, policy, candidates, questions):
+        self.rows += [(user, bundle, question) for question in questions]
 
 
 def test_the_log_can_be_switched_off(predictor, lines):
