@@ -5,7 +5,8 @@
 # an admin socket for all users. This takes the pages out, closes the socket, and refuses to start when any other port is
 # left open. It also leaves 502 to 504 as they are (Serve makes them 500), says 503 where no route is known yet (Serve: 404),
 # and has a request read whole before it is passed on: only then can it be sent to another replica when the first one
-# dies. DKT_HAPROXY is the real program.
+# dies. Of Serve's two logs, the one to the machine's syslog goes, and the one that Serve counts requests by loses the
+# request line: both would hold ids of users. DKT_HAPROXY is the real program.
 set -eu
 umask 077
 config=
@@ -17,11 +18,12 @@ done
 awk '
   /^[a-z]/ { section = $2; closed = /^(frontend prometheus|listen stats)/ }
   closed || /^ *errorfile 50[234] / { next }
+  $1 == "log" && $2 != "global" && $2 !~ /^\// { next }
   section != "http_frontend" && /^ *bind / && !/^ *bind +127\.0\.0\.1:/ {
     print FILENAME ": " section " listens off loopback (" $0 "); this is for Ray 2.60 only" > "/dev/stderr"
     exit 1
   }
-  { sub(/ mode 666 /, " mode 600 "); sub(/return status 404 .*/, "return status 503"); print }
+  { sub(/ mode 666 /, " mode 600 "); sub(/return status 404 .*/, "return status 503"); sub(/option httplog/, "log-format %ST"); print }
   /^defaults/ { print "    option http-buffer-request\n    timeout http-request 30s" }
 ' "$config" > "$config.closed"
 cat "$config.closed" > "$config"

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+from ray.serve._private.haproxy_metrics import HAProxyMetricsCollector
 
 from dkt_ray.session import haproxy
 
@@ -26,7 +28,7 @@ def environment(tmp_path_factory):
     return haproxy(tmp_path_factory.mktemp("h"))
 
 
-def write_config(environment: dict[str, str], port: int) -> Path:
+def write_config(environment: dict[str, str], port: int, **more: Any) -> Path:
     """The configuration that Ray writes for one application with one replica, which is not there."""
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
@@ -39,6 +41,7 @@ def write_config(environment: dict[str, str], port: int) -> Path:
         metrics_socket_path=environment["RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"],
         retry_on=environment["RAY_SERVE_HAPROXY_RETRY_ON"],
         http_options=HTTPOptions(host="127.0.0.1", port=port),
+        **more,
     )
     backend = BackendConfig(name="api", path_prefix="/", servers=[ServerConfig("replica", "127.0.0.1", 1)])
     HAProxyApi(config, {"api": backend}, str(path))._generate_config_file_internal()
@@ -55,20 +58,29 @@ def ports(pid: int) -> list[tuple[str, int]]:
     return [each.laddr for each in psutil.Process(pid).net_connections("tcp") if each.status == psutil.CONN_LISTEN]
 
 
-def test_one_port_is_open_on_loopback_and_no_replica_is_a_503(environment):
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def listening(process: subprocess.Popen[str]) -> list[tuple[str, int]]:
+    """Where HAProxy listens, once it does."""
+    give_up = time.monotonic() + PATIENCE_S
+    while not (found := ports(process.pid)):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return found
+
+
+def test_one_port_is_open_on_loopback_and_no_replica_is_a_503(environment):
+    port = free_port()
     config = write_config(environment, port)
     to_close = {"frontend prometheus", "listen stats"}
     assert to_close <= set(config.read_text().splitlines())
     with start(environment, config) as process:
         try:
-            give_up = time.monotonic() + PATIENCE_S
-            while not (listening := ports(process.pid)):
-                assert process.poll() is None, process.stderr.read()
-                assert time.monotonic() < give_up
-                time.sleep(0.05)
-            assert listening == [("127.0.0.1", port)]
+            assert listening(process) == [("127.0.0.1", port)]
             admin = Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"])
             assert admin.stat().st_mode & 0o777 == 0o600
             assert str(config).encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")  # Ray looks
@@ -76,6 +88,34 @@ def test_one_port_is_open_on_loopback_and_no_replica_is_a_503(environment):
             assert nobody.status_code == 503
         finally:
             process.kill()
+
+
+def test_no_log_gets_the_line_of_a_request(environment):
+    """It holds the ids of users; what Serve counts requests by arrives."""
+    port = free_port()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as syslog,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as counted,
+    ):
+        syslog.bind(("127.0.0.1", 0))
+        counted.bind(environment["RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"])
+        counted.settimeout(PATIENCE_S)
+        target = f"127.0.0.1:{syslog.getsockname()[1]}"
+        config = write_config(environment, port, log_target=target, metrics_enabled=True)
+        assert f"log {target}" in config.read_text()
+        with start(environment, config) as process:
+            try:
+                listening(process)
+                httpx.delete(f"http://127.0.0.1:{port}/v1/users/CANARY", trust_env=False, timeout=PATIENCE_S)
+                while b"DELETE" not in (line := counted.recv(1 << 16)):
+                    pass
+                syslog.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    syslog.recv(1 << 16)
+            finally:
+                process.kill()
+    assert b"CANARY" not in line
+    assert HAProxyMetricsCollector.parse_line(line).method == "DELETE"
 
 
 @pytest.mark.parametrize("address", ["*:9102", ":9102", "0.0.0.0:9102", "[::]:9102", "10.0.0.1:9102"])
