@@ -37,6 +37,7 @@ GONE: Final = 0.0  # a limit in the past: nobody is there to be told
 LIMIT: Final[ContextVar[asyncio.Timeout | None]] = ContextVar("LIMIT", default=None)  # of the request at hand
 PROBLEM: Final = "application/problem+json"
 VERSION: Final = "x-model-version"
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RETRY_AFTER_S: Final = 1
 MAX_NAME: Final = 64  # characters of a field name that an error repeats
@@ -192,6 +193,9 @@ def problem(
 def _refusal(headers: Mapping[bytes, bytes], scope: Scope, request_id: str) -> Response | None:
     """What can be refused from the headers alone."""
     path = scope["path"]
+    if CONTROL.search(path):  # the router would take a line feed at the end away, and with it name somebody else
+        detail = "The path has a control character in it; leave it out"
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, path, request_id)
     if not re.fullmatch(rb"[0-9]{1,9}", headers.get(DEADLINE, b"0")):
         detail = "X-Request-Deadline-Ms is not a whole number of milliseconds; send how long you still wait"
         return problem(HTTPStatus.BAD_REQUEST, detail, path, request_id)

@@ -22,6 +22,7 @@ STEERS: Final = {  # Serve reads these: a limit lifted, a model to be loaded, a 
 }
 KEPT: Final = ("retry-after", "x-request-id")
 OF_SERVE: Final = {  # answers that Serve gives as plain text
+    404: "There is no such route, or what would answer it is not deployed",
     408: "No answer was there within the service's time limit; send less in one request, or try again later",
     429: "Too many requests are waiting; try again later",
     500: "An error on our side; the log has it",

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dkt_ray.data.query import Query
+from dkt_ray.errors import UnavailableError
 from dkt_ray.serving import edge
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.predictor import Predictor
@@ -318,6 +319,22 @@ def test_a_crash_is_a_500_without_details(predictor):
         assert "secret" not in crashed.text
         assert client.get("/livez").status_code == 200
         assert client.get("/readyz").status_code == 500
+
+
+def test_whoever_asks_whether_it_is_ready_has_one_query_a_second_scored(predictor, monkeypatch):
+    now, asked = [0.0], []
+
+    async def answer(query):
+        asked.append(now[0])
+        if now[0] == 2.0:
+            raise UnavailableError("not now")
+        return predictor.answer([query])[0]
+
+    monkeypatch.setattr("dkt_ray.serving.api.monotonic", lambda: now[0])
+    with TestClient(build_app(lambda student: Served(predictor, answer))) as client:
+        for now[0], status in ((0.0, 200), (0.9, 200), (1.0, 200), (1.5, 200), (2.0, 503), (2.0, 503), (2.1, 200)):
+            assert client.get("/readyz").status_code == status
+    assert asked == [0.0, 1.0, 2.0, 2.0, 2.1]
 
 
 def test_models_says_what_answers(client, predictor):

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from dkt_ray.errors import UnavailableError
 from dkt_ray.events.sql import open_events
 from dkt_ray.privacy import Privacy
+from dkt_ray.serving import edge
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.keys import Holder, Keys, make, utc_now
 from dkt_ray.serving.memory import DAY_MS, Memory
@@ -211,6 +212,16 @@ def test_a_user_who_was_never_here_can_be_deleted_too(api):
     """Prepared data may hold him."""
     assert sum(api.delete(f"{USERS}/never").json()["removed"].values()) == 0
     assert send(api, logged(user="never")).status_code == 410
+
+
+@pytest.mark.parametrize("sent", ["ada%0A", "%0Aada", "ada%0D%0A", "a%00da", "ada%7F", "ada%C2%85"])
+def test_an_id_with_a_control_character_is_nobodys(api, sent):
+    send(api, logged())
+    for method in ("GET", "DELETE"):
+        refused = api.request(method, f"{USERS}/{sent}")
+        assert (refused.status_code, refused.headers["content-type"]) == (422, edge.PROBLEM)
+    assert api.get("/livez%0A").status_code == 422
+    assert api.get(f"{USERS}/ada").json()["answers"] == 1
 
 
 def test_another_tenants_user_is_not_there(predictor, known, tmp_path):

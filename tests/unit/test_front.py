@@ -15,7 +15,7 @@ from ray.serve._private import constants
 from ray.serve._private.http_util import configure_http_middlewares, convert_object_to_asgi_messages
 from ray.serve.config import HTTPOptions
 
-from dkt_ray.serving.edge import PROBLEM
+from dkt_ray.serving.edge import PROBLEM, SAFE
 from dkt_ray.serving.front import STEERS
 from dkt_ray.session import ON_CLUSTERS, SERVE
 
@@ -66,13 +66,19 @@ def test_everything_that_starts_ray_tells_serve_so():
     assert printed.stdout.splitlines() == [f"export {name}={value}" for name, value in ON_CLUSTERS.items()]
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 503])
 def test_serves_own_refusals_are_problem_details(status):
     found = Serve(status).get()
     assert (found.status_code, found.headers["content-type"]) == (status, PROBLEM)
     assert (found.headers["retry-after"], found.headers["x-request-id"]) == ("1", "mine")
     assert found.json() == found.json() | {"status": status, "instance": "/v1/predict", "request_id": "mine"}
     assert "backpressure" not in found.text
+
+
+def test_where_nothing_is_deployed_nothing_sent_is_repeated():
+    found = Serve(404, "Path '/v1/users/CANARY' not found.").get("/v1/users/CANARY")
+    assert "CANARY" not in found.text
+    assert SAFE.items() <= dict(found.headers).items()
 
 
 def test_a_replica_that_dies_is_a_bad_gateway():
@@ -83,7 +89,8 @@ def test_a_replica_that_dies_is_a_bad_gateway():
 
 def test_other_answers_pass_as_they_are():
     assert Serve(200).get().text == "Request dropped due to backpressure"
-    assert Serve(503, {"a": 1}).get().json() == {"a": 1}
+    for status in (404, 503):
+        assert Serve(status, {"a": 1}).get().json() == {"a": 1}
     assert Serve(503, "not ready").get("/-/healthz").text == "not ready"
 
 
