@@ -6,7 +6,9 @@ log by a cursor never skips an event that was committed late, and no two writers
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,11 +23,14 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from dkt_ray.errors import ConfigError, UnavailableError
+from dkt_ray.errors import ConfigError, DktError, UnavailableError
+
+logger = logging.getLogger(__name__)
 
 EVENTS_URL: Final = "DKT_EVENTS_URL"
 ATTEMPTS: Final = 3  # at a transaction, where the database is busy or went away
 WAIT_S: Final = 5  # for the other writer, at each attempt; for a free connection; for the server to take a connection
+AGAIN_S: Final = 1.0  # between attempts to open a database that could not be reached at the start
 CONNECTIONS: Final = 8  # of a process that stay open; twice as many at a peak
 
 _WRITER: Final = 0x646B7401  # numbers of PostgreSQL's advisory locks
@@ -79,8 +84,12 @@ def check_shared(url: str, nodes: int) -> None:
         )
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, now: bool = True) -> Engine:
     """Connect to a database and bring its tables up to date.
+
+    Args:
+        now: False: one that cannot be reached now is tried again in a thread, and whoever connects until then gets
+            `UnavailableError`.
 
     Raises:
         ConfigError: not the url of a SQLite file or a PostgreSQL server, or a newer version of dkt-ray made the tables.
@@ -89,6 +98,20 @@ def open_engine(url: str) -> Engine:
     backend = _parsed(url).get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise ConfigError(f"events: {url!r}; expected sqlite:////PATH or postgresql+psycopg://HOST/DATABASE")
+    engine = _engine(url)
+    try:
+        retried(lambda: _migrate(engine))
+    except UnavailableError as error:
+        engine.dispose()
+        if now:
+            raise
+        logger.warning("starting without the events, trying again: %s", error)
+        return _opened_later(url, error)
+    return engine
+
+
+def _engine(url: str) -> Engine:
+    backend = _parsed(url).get_backend_name()
     waits = {"timeout": WAIT_S} if backend == "sqlite" else {"connect_timeout": WAIT_S}
     engine = create_engine(
         url,
@@ -102,7 +125,33 @@ def open_engine(url: str) -> Engine:
     if backend == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-    retried(lambda: _migrate(engine))
+    return engine
+
+
+def _opened_later(url: str, why: UnavailableError) -> Engine:
+    """An engine that connects as soon as the tables are up to date, for which a thread of its own looks."""
+    engine = _engine(url)
+    ended = threading.Event()
+    reason: DktError | None = why
+
+    def refuse(*connecting: object) -> None:
+        if reason is not None:
+            raise UnavailableError(str(reason))
+
+    def open_it() -> None:
+        nonlocal reason
+        while reason is not None and not ended.wait(AGAIN_S):
+            try:
+                open_engine(url).dispose()
+            except DktError as error:
+                reason = error
+                logger.warning("the events cannot be opened, trying again: %s", error)
+            else:
+                reason = None
+
+    event.listen(engine, "do_connect", refuse)
+    event.listen(engine, "engine_disposed", lambda disposed: ended.set())
+    threading.Thread(target=open_it, name="opening", daemon=True).start()
     return engine
 
 

@@ -19,8 +19,8 @@ from dkt_ray.errors import UnavailableError
 from dkt_ray.events import tombstones
 from dkt_ray.events.database import retried, written
 from dkt_ray.events.model import Event, ForgottenError, History, Receipt
-from dkt_ray.events.scrub import scrub
-from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS, TOMBSTONES, WAITING
+from dkt_ray.events.scrub import Scrubber
+from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS, TOMBSTONES, UNSCRUBBED, WAITING
 from dkt_ray.privacy import Privacy
 
 logger = logging.getLogger(__name__)
@@ -64,15 +64,17 @@ class SqlHistories:
         self._cost = 0
         self._forgotten: set[str] = set()  # since the start: a read that is under way may not bring them back
         self._cleared = 0  # how often all was forgotten
-        self._met = retried(lambda: _newest(engine))
+        self._met = self._first()  # tombstone and retention; None: the database was not reached yet
         self._closed = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="forgetting", daemon=True)
         self._poller.start()
+        self._scrubber = Scrubber(engine)
 
     def close(self) -> None:
-        """Stop looking for deletions, and forget all."""
+        """Stop looking for deletions, scrub what is left of them, and forget all."""
         self._closed.set()
         self._poller.join()
+        self._scrubber.close()
         self._clear()
 
     def get(self, user: str, limit: int) -> History:
@@ -104,9 +106,9 @@ class SqlHistories:
     def delete(self, user: str) -> Receipt:
         """See `HistoryStore.delete`."""
         mark = self._privacy.mark(user)
-        receipt, ids = written(self._engine, lambda connection: _delete(connection, user, mark))
+        receipt, ids, number = written(self._engine, lambda connection: _delete(connection, user, mark))
         self._forget([mark])
-        scrub(self._engine, [user, *ids])
+        self._scrubber.add(number, [user, *ids])
         return receipt
 
     def _remember(self, mark: str, found: _Known, cleared: int) -> None:
@@ -142,14 +144,24 @@ class SqlHistories:
             except UnavailableError as error:
                 logger.warning("deletions by others could not be looked up, trying again: %s", error)
 
+    def _first(self) -> tuple[int, int] | None:
+        try:
+            return retried(lambda: _newest(self._engine))
+        except UnavailableError:
+            return None
+
     def _meet_deletions(self) -> None:
+        newest = retried(lambda: _newest(self._engine))
+        if self._met is None:
+            self._clear()  # what was read before may be deleted since
+            self._met = newest
+            return
         tombstone, retention = self._met
         buried = tombstones.buried(self._engine, tombstone)
         self._forget([each.mark for each in buried])
-        newest = retried(lambda: _newest(self._engine))[1]
-        if newest > retention:
+        if newest[1] > retention:
             self._clear()
-        self._met = max((each.number for each in buried), default=tombstone), newest
+        self._met = max((each.number for each in buried), default=tombstone), newest[1]
 
 
 def _read(engine: Engine, user: str, mark: str, limit: int, known: _Known | None) -> _Known:
@@ -196,8 +208,10 @@ def _of(user: str) -> Select[Any]:
     return select(*_COLUMNS).where(EVENTS.c.user == user)
 
 
-def _delete(connection: Connection, user: str, mark: str) -> tuple[Receipt, list[str]]:
-    """Remove a user from every table that has users, and leave a tombstone; returns the ids of his events too."""
+def _delete(connection: Connection, user: str, mark: str) -> tuple[Receipt, list[str], int]:
+    """Remove a user from every table that has users, and leave a tombstone; returns the ids of his events too, and the
+    number under which copies of them are to be looked for.
+    """
     mine = [select(table.c.event_id).where(table.c.user == user) for table in (EVENTS, WAITING)]
     ids = [*connection.execute(union_all(*mine)).scalars()]
     tables = [table for table in METADATA.sorted_tables if "user" in table.c]
@@ -209,7 +223,9 @@ def _delete(connection: Connection, user: str, mark: str) -> tuple[Receipt, list
         connection.execute(insert(TOMBSTONES), {"mark": mark, "deleted_at": deleted_at, "removed": 0})
     grown = {"removed": TOMBSTONES.c.removed + sum(removed.values())}
     connection.execute(update(TOMBSTONES).where(TOMBSTONES.c.mark == mark).values(grown))
-    return Receipt(mark, deleted_at, removed), ids
+    unscrubbed = connection.execute(insert(UNSCRUBBED).values()).inserted_primary_key
+    assert unscrubbed is not None
+    return Receipt(mark, deleted_at, removed), ids, unscrubbed[0]
 
 
 def _newest(engine: Engine) -> tuple[int, int]:

@@ -33,17 +33,18 @@ class Events:
         self.engine.dispose()
 
 
-def open_events(url: str, privacy: Privacy | None = None) -> Events:
+def open_events(url: str, privacy: Privacy | None = None, now: bool = True) -> Events:
     """Open the database of events; its tables are made or brought up to date.
 
     Args:
         privacy: None: as the environment says.
+        now: False: one that cannot be reached is opened as soon as it can be; see `open_engine`.
 
     Raises:
         ConfigError: not a database that can hold events.
         UnavailableError: it cannot be reached.
     """
-    engine = open_engine(url)
+    engine = open_engine(url, now)
     privacy = Privacy.of_environment() if privacy is None else privacy
     return Events(engine, SqlEventLog(engine, privacy), SqlHistories(engine, privacy))
 

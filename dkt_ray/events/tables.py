@@ -60,6 +60,14 @@ TOMBSTONES: Final = Table(
     sqlite_autoincrement=True,
 )
 
+# Deletions after which the file of a SQLite database was not searched for copies yet.
+UNSCRUBBED: Final = Table(
+    "unscrubbed",
+    METADATA,
+    Column("number", _Number, primary_key=True),
+    sqlite_autoincrement=True,
+)
+
 # How far back events are kept: one row a time that `dkt forget` removed older ones.
 RETENTIONS: Final = Table(
     "retentions",

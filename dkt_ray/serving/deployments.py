@@ -146,7 +146,7 @@ class Replica:
         if url is None:
             return None
         check_shared(url, len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}))
-        opened, store = open_events(url), open_store(self._args.store)
+        opened, store = open_events(url, now=False), open_store(self._args.store)
         outcomes = Outcomes(opened.engine, Privacy.of_environment())
         journal = Journal(outcomes, self._telemetry.meters, partial(unexported_since, opened.log, store))
         self._telemetry = replace(self._telemetry, journal=journal)

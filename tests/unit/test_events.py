@@ -9,12 +9,15 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select
 
 from dkt_ray.errors import ConfigError, UnavailableError
 from dkt_ray.events import database, scrub
 from dkt_ray.events.database import check_shared, events_url, open_engine, writing
 from dkt_ray.events.sql import Events, open_events
-from tests.event_promises import ANN, BOB, PRIVACY, EventPromises, answer
+from dkt_ray.events.tables import EVENTS, UNSCRUBBED
+from dkt_ray.privacy import Privacy
+from tests.event_promises import ANN, BOB, PRIVACY, EventPromises, answer, until
 
 
 @pytest.fixture
@@ -49,25 +52,110 @@ def test_a_deleted_user_leaves_no_byte_in_the_files(events: Events, tmp_path: Pa
     for user in deleted:
         events.histories.get(user, 10)
         events.histories.delete(user)
+    until(lambda: not unscrubbed(events))
     on_disk = b"".join(path.read_bytes() for path in tmp_path.glob("events0.db*"))
     assert [user for user in deleted if user.encode() in on_disk] == []
     assert all(user.encode() in on_disk for user in kept)
 
 
-def test_stale_copies_in_the_file_are_found_and_removed(events: Events, tmp_path: Path) -> None:
-    """What SQLite may leave where it moved rows between pages: made here by a deletion that overwrites nothing."""
+def unscrubbed(events: Events) -> int:
+    """How many deletions were not searched for copies yet."""
+    with events.engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(UNSCRUBBED)).scalar_one()
+
+
+def delete_carelessly(events: Events, file: Path) -> None:
+    """Leave copies of Ann's rows in a file, among Bob's."""
     events.log.append([answer(number, ANN if number % 2 else BOB) for number in range(40)])
-    with closing(sqlite3.connect(tmp_path / "events0.db")) as careless:
+    with closing(sqlite3.connect(file)) as careless:
         careless.execute("PRAGMA secure_delete=OFF")
         careless.execute("DELETE FROM events WHERE user = ?", [ANN])
         careless.commit()
         careless.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert scrub.holds(tmp_path / "events0.db", [ANN])
+    assert scrub.holds(file, [ANN])
+
+
+def test_stale_copies_in_the_file_are_found_and_removed(events: Events, tmp_path: Path) -> None:
+    """What SQLite may leave where it moved rows between pages: made here by a deletion that overwrites nothing."""
+    delete_carelessly(events, tmp_path / "events0.db")
     events.histories.delete(ANN)
+    until(lambda: not unscrubbed(events))
     assert not scrub.holds(tmp_path / "events0.db", [ANN])
     assert scrub.holds(tmp_path / "events0.db", ["nobody", BOB])
     assert events.log.end() == 40
     assert len(events.histories.get(BOB, 50).question) == 20
+
+
+def test_a_reader_stops_no_deletion_and_what_is_left_is_scrubbed_after_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "WAIT_S", 0)  # the scrubber's turns end at once
+    events = open_events(url, PRIVACY)
+    events.log.append([answer(1), answer(2, BOB)])
+    with events.engine.connect() as reader:
+        assert reader.execute(select(func.count()).select_from(EVENTS)).scalar_one() == 2
+        assert events.histories.delete(ANN).removed["events"] == 1
+        assert unscrubbed(events) == 1
+    until(lambda: not unscrubbed(events))
+    events.close()
+
+
+def test_what_a_process_left_behind_is_scrubbed_at_the_next_start(
+    events: Events, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: not events.histories._scrubber._left_behind)
+    with monkeypatch.context() as killed:
+        killed.setattr(scrub.Scrubber, "add", lambda *_: None)
+        delete_carelessly(events, tmp_path / "events0.db")
+        events.histories.delete(ANN)
+        events.close()
+    assert scrub.holds(tmp_path / "events0.db", [ANN])
+    again = open_events(url, PRIVACY)
+    until(lambda: not unscrubbed(again))
+    assert not scrub.holds(tmp_path / "events0.db", [ANN])
+    again.close()
+
+
+def test_without_a_key_a_short_name_is_not_taken_for_a_part_of_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    monkeypatch.setattr(scrub, "vacuum", built.append)
+    events = open_events(url, Privacy())
+    until(lambda: not events.histories._scrubber._left_behind)
+    events.log.append([answer(number, user) for number, user in enumerate(["17", "117", "1170", "long-" * 5])])
+    events.histories.delete("17")
+    until(lambda: not unscrubbed(events))
+    assert not built
+    assert [graded.event.user for graded in events.log.read(0, 9)] == ["117", "1170", "long-" * 5]
+    events.close()
+
+
+def test_a_database_that_cannot_be_reached_at_the_start_is_opened_when_it_can(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/later/events.db"  # no such folder yet
+    with pytest.raises(UnavailableError):
+        open_events(url, PRIVACY)
+    events = open_events(url, PRIVACY, now=False)
+    for ask in (events.log.count, lambda: events.histories.get(ANN, 5), lambda: events.log.append([answer(1)])):
+        with pytest.raises(UnavailableError, match="unable to open"):
+            ask()
+    (tmp_path / "later").mkdir()
+    until(lambda: appended(events))
+    assert events.histories.get(ANN, 5).question == ("q1",)
+    until(lambda: events.histories._met == (0, 0))
+    events.close()
+
+
+def appended(events: Events) -> bool:
+    try:
+        return events.log.append([answer(1)]) == (1, 0, 0)
+    except UnavailableError:
+        return False
+
+
+def test_what_no_later_attempt_can_open_is_refused_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="sqlite:///"):
+        open_events("mysql://host/db", PRIVACY, now=False)
 
 
 def test_a_word_is_found_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
