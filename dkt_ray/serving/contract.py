@@ -13,7 +13,7 @@ from dkt_ray.errors import InputError
 
 MAX_ROWS: Final = 50_000  # events and targets of one request
 MAX_TARGETS: Final = 10_000
-MAX_STUDENTS: Final = 256  # of one batch, within MAX_ROWS together
+MAX_STUDENTS: Final = 256  # of one batch, within MAX_ROWS together, stored answers counted too
 MAX_STEPS: Final = 50
 MAX_CONCEPTS: Final = 3_000  # times 3 probes: within MAX_TARGETS
 MAX_CATALOGUE: Final = 100_000
@@ -115,7 +115,11 @@ class PredictRequest(StudentRequest):
 
 
 class BatchRequest(Part):
-    """Many students, each judged by itself: a wrong one does not keep the others from their answers."""
+    """Many students, each judged by itself: a wrong one does not keep the others from their answers.
+
+    Together they have at most 50,000 events and targets; of a `user_id`, the answers that are kept here count, his
+    latest 40,000.
+    """
 
     students: Annotated[list[SkipValidation[PredictRequest]], Field(min_length=1, max_length=MAX_STUDENTS)]
 

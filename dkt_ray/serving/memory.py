@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 from fastapi import Request
 
 from dkt_ray.data.query import Query
-from dkt_ray.errors import ConfigError, DktError, UnavailableError
+from dkt_ray.errors import ConfigError, DktError, OverloadedError, UnavailableError
 from dkt_ray.events.model import Appended, Event, EventLog, History, HistoryStore, Receipt
 from dkt_ray.events.sql import Events
 from dkt_ray.privacy import Privacy
@@ -24,7 +24,9 @@ from dkt_ray.serving.guard import Caller
 from dkt_ray.serving.requests import Student, brought, canonical, milliseconds, shown
 from dkt_ray.serving.trace import about
 
-THREADS: Final = 8  # that wait for the database at a time; more requests wait for a thread
+READERS: Final = 8  # threads that wait for the database at a time; more requests wait for a thread
+WRITERS: Final = 1  # the database has one; who writes never waits in a reader's place
+MOST_WRITES: Final = 32  # that wait or are under way: half of what a replica works on at a time is left to others
 DAY_MS: Final = 24 * 60 * 60 * 1000
 
 P = ParamSpec("P")
@@ -51,7 +53,9 @@ class Memory:
     """Told of events that have become graded, as the log has them."""
     end: Callable[[], None] = lambda: None
     """Ends what the log and the histories hold open."""
-    threads: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, THREADS, "events"))
+    readers: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, READERS, "reads"))
+    writers: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, WRITERS, "writes"))
+    turns: asyncio.Semaphore = field(default_factory=partial(asyncio.Semaphore, MOST_WRITES))
 
     @classmethod
     def of(cls, opened: Events, **more: Any) -> Memory:
@@ -64,7 +68,8 @@ class Memory:
 
     def close(self) -> None:
         """Let what is being done end, then close the database."""
-        self.threads.shutdown()
+        self.writers.shutdown()
+        self.readers.shutdown()
         self.end()
 
     async def append(self, events: Sequence[LoggedEvent], tenant: str, now: int) -> Appended:
@@ -74,7 +79,7 @@ class Memory:
             FieldError: a time that cannot be.
             EventConflictError: an id is taken.
             ForgottenError: a user was deleted.
-            UnavailableError: the log cannot be written now.
+            UnavailableError: the log cannot be written now, or too many wait to do so.
         """
         kept = [self._event(index, each, tenant, now) for index, each in enumerate(events)]
 
@@ -84,7 +89,7 @@ class Memory:
             self.heard(appended.graded)
             return appended
 
-        return await self.ask(append)
+        return await self._write(append)
 
     async def student(self, request: StudentRequest, tenant: str) -> Student:
         """The user whom a request names, with his latest answers.
@@ -121,20 +126,36 @@ class Memory:
         Raises:
             UnavailableError: not all of it could be done; asked again, the rest is done.
         """
-        receipt = await self.ask(self.histories.delete, self._name(user_id, tenant))
-        try:
-            return Deletion(receipt, await self.ask(self.mark_bundles, receipt.mark))
-        except DktError as error:
-            reason = f"the user is deleted, but the bundles trained on him are not all marked ({error}); try again"
-            raise UnavailableError(reason) from error
+        name = self._name(user_id, tenant)
+
+        def delete() -> Deletion:
+            receipt = self.histories.delete(name)
+            try:
+                return Deletion(receipt, self.mark_bundles(receipt.mark))
+            except DktError as error:
+                reason = f"the user is deleted, but the bundles trained on him are not all marked ({error}); try again"
+                raise UnavailableError(reason) from error
+
+        return await self._write(delete)
 
     async def count(self) -> int:
         """How many graded events there are."""
         return await self.ask(self.log.count)
 
     async def ask(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What the database answers, without holding the event loop up."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *args, **kwargs))
+        """What the database answers to a reader, without holding the event loop up."""
+        return await _in(self.readers, work, *args, **kwargs)
+
+    async def _write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the database answers to a writer.
+
+        Raises:
+            OverloadedError: too many wait for their turn.
+        """
+        if self.turns.locked():
+            raise OverloadedError(f"{MOST_WRITES} requests wait to write into the log of events; try again")
+        async with self.turns:
+            return await _in(self.writers, work, *args, **kwargs)
 
     def _name(self, user_id: str, tenant: str) -> str:
         """The name under which a user is stored.
@@ -169,6 +190,10 @@ class Memory:
             test=event.test or "",
             concepts=canonical(event.concepts),
         )
+
+
+async def _in(threads: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, partial(work, *args, **kwargs))
 
 
 async def student_of(body: StudentRequest, request: Request, memory: Memory | None) -> Student:

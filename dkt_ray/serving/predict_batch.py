@@ -37,6 +37,8 @@ AnswerItem = Callable[[Item], Awaitable[Fields]]
 async def items(students: Sequence[Any], find: Find, answer: AnswerItem) -> list[Fields]:
     """The items of the reply, in the order of the students; all are asked at once, so that batching can fuse them.
 
+    They are read one after the other: no more rows are read than one request may have, and the last student's.
+
     Args:
         students: raw JSON values.
         find: whom a request is about.
@@ -47,12 +49,16 @@ async def items(students: Sequence[Any], find: Find, answer: AnswerItem) -> list
         OverloadedError: too much is waiting: the request can be sent again as it is.
     """
     ratelimit.charge(len(students) - 1)
-    read = await asyncio.gather(*(_read(value, f"/students/{index}", find) for index, value in enumerate(students)))
+    read, rows = list[Item | Fields](), 0
+    find = _until_unavailable(find)
+    for index, value in enumerate(students):
+        item = await _read(value, f"/students/{index}", find)
+        rows += item.query.rows if isinstance(item, Item) else 0
+        if rows > MAX_ROWS:
+            message = f"{rows} events and targets of the first {index + 1}; expected at most {MAX_ROWS} together"
+            raise FieldError("/students", f"{message}: send fewer students a request")
+        read.append(item)
     good = {index: item for index, item in enumerate(read) if isinstance(item, Item)}
-    rows = sum(item.query.rows for item in good.values())
-    if rows > MAX_ROWS:
-        message = f"{rows} events and targets; expected at most {MAX_ROWS} together: send fewer students a request"
-        raise FieldError("/students", message)
     answered = await asyncio.gather(*(_ask(item, answer) for item in good.values()), return_exceptions=True)
     failed = [each for each in answered if isinstance(each, BaseException)]
     for error in failed:
@@ -60,6 +66,23 @@ async def items(students: Sequence[Any], find: Find, answer: AnswerItem) -> list
             raise error
     told = {index: _told(fields) for index, fields in zip(good, answered, strict=True)}
     return [item if isinstance(item, dict) else told[index] for index, item in enumerate(read)]
+
+
+def _until_unavailable(find: Find) -> Find:
+    """Asks for stored users until one cannot be read; who follows is not waited for."""
+    reason: UnavailableError | None = None
+
+    async def found(request: PredictRequest) -> Student:
+        nonlocal reason
+        if reason is not None and request.user_id is not None:
+            raise reason
+        try:
+            return await find(request)
+        except UnavailableError as error:
+            reason = error
+            raise
+
+    return found
 
 
 async def _read(value: Any, pointer: str, find: Find) -> Item | Fields:

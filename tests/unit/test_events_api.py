@@ -1,17 +1,22 @@
 """Events and users over HTTP: what is kept, told and deleted, and that a stored user is answered as his history is."""
 
+from asyncio import Semaphore
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
 
 from dkt_ray.errors import UnavailableError
-from dkt_ray.events.sql import open_events
+from dkt_ray.events.histories import SqlHistories
+from dkt_ray.events.sql import SqlEventLog, open_events
 from dkt_ray.privacy import Privacy
 from dkt_ray.serving import edge
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.keys import Holder, Keys, make, utc_now
-from dkt_ray.serving.memory import DAY_MS, Memory
+from dkt_ray.serving.memory import DAY_MS, MOST_WRITES, Memory
+from tests.event_promises import until
 from tests.requests import PRIVACY, event, post, service
 
 EVENTS, COUNT, USERS = "/v1/events", "/v1/events/count", "/v1/users"
@@ -146,6 +151,43 @@ def test_users_of_a_batch_are_answered_or_refused_by_themselves(api, known):
     assert items[2]["problem"]["errors"][0]["pointer"] == "/students/2/history"
 
 
+def test_a_batch_reads_no_more_users_than_one_request_may_have_rows(predictor, known, tmp_path, monkeypatch):
+    monkeypatch.setattr("dkt_ray.serving.predict_batch.MAX_ROWS", 5)
+    reads = asked(monkeypatch)
+    with service(predictor, tmp_path) as api:
+        send(api, *(logged(str(i), question=known[i]) for i in range(3)))
+        students = [{"user_id": "ada", "targets": known[:1]}] * 50
+        answer = post(api, {"students": students}, "/v1/predict:batch")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/students"
+    assert "8 events and targets of the first 2" in answer.json()["errors"][0]["message"]
+    assert len(reads) == 2
+
+
+def test_a_batch_waits_once_for_a_log_that_cannot_be_reached(predictor, known, tmp_path, monkeypatch):
+    reads = asked(monkeypatch, UnavailableError("the database does not answer now"))
+    students = [{"user_id": "ada", "targets": known[:1]}] * 3 + [{"targets": known[:1]}]
+    with service(predictor, tmp_path) as api:
+        answer = post(api, {"students": students}, "/v1/predict:batch")
+    assert answer.status_code == 200, answer.text
+    assert [item["status"] for item in answer.json()["items"]] == [503, 503, 503, 200]
+    assert len(reads) == 1
+
+
+def asked(monkeypatch, error=None):
+    """The reads of users from now on."""
+    reads, get = [], SqlHistories.get
+
+    def counted(*args):
+        reads.append(args)
+        if error is not None:
+            raise error
+        return get(*args)
+
+    monkeypatch.setattr(SqlHistories, "get", counted)
+    return reads
+
+
 def test_what_one_replica_acknowledges_is_in_the_next_answer_of_another(predictor, known, tmp_path):
     ask = {"user_id": "ada", "targets": known[:3]}
     with service(predictor, tmp_path) as one, service(predictor, tmp_path) as other:
@@ -277,6 +319,28 @@ def test_a_log_that_cannot_be_reached_is_a_503_that_may_be_tried_again(predictor
             assert answer.headers["retry-after"] == "1"
         batch = post(api, {"students": [{"user_id": "ada", "targets": known[:1]}]}, "/v1/predict:batch")
         assert batch.json()["items"][0]["status"] == 503
+
+
+def test_writers_that_wait_stop_no_reader_and_do_not_grow_without_bound(predictor, known, tmp_path, monkeypatch):
+    held, turns, append = Event(), Semaphore(MOST_WRITES), SqlEventLog.append
+
+    def waits(*args):
+        held.wait()
+        return append(*args)
+
+    with service(predictor, tmp_path, turns=turns) as api, ThreadPoolExecutor(MOST_WRITES + 1) as senders:
+        assert counts(send(api, logged("0", question=known[0]))) == (1, 0, 0)
+        monkeypatch.setattr(SqlEventLog, "append", waits)
+        try:
+            sent = [senders.submit(send, api, logged(str(1 + i))) for i in range(MOST_WRITES)]
+            until(turns.locked)
+            reader = senders.submit(post, api, {"user_id": "ada", "targets": known[:1]})
+            assert reader.result(timeout=60).status_code == 200
+            more = senders.submit(send, api, logged("more"))
+            assert more.result(timeout=60).status_code == 429
+        finally:
+            held.set()
+        assert [counts(each.result()) for each in sent] == [(1, 0, 0)] * MOST_WRITES
 
 
 def test_bundles_that_were_trained_on_a_deleted_user_are_named(predictor, tmp_path):
