@@ -172,7 +172,7 @@ class Page:
                 raise InputError("There is no answer to keep.")
             await self._service.keep(answers, visitor)
         except DktError as error:
-            return gr.skip(), f"⚠️ {error}"
+            return visitor, f"⚠️ {error}"  # they may be kept all the same: the name is needed to delete them
         return visitor, f"{len(answers)} answers are kept under the random name `{visitor}`."
 
     async def forget(self, visitor: str | None) -> tuple[str | None, str]:

@@ -237,6 +237,20 @@ def test_answers_are_kept_once_under_a_random_name_and_deleted_on_request(api):
     assert "deleted" in asyncio.run(handlers.keep(rows, visitor))[1]
 
 
+def test_what_a_service_kept_without_saying_so_can_be_deleted(api):
+    def lost(request):
+        forwarded(api).handle_request(request)
+        raise httpx.ReadTimeout("no answer")
+
+    rows = page.table_rows(ANSWERS)
+    visitor, told = asyncio.run(Page(service(lost)).keep(rows, None))
+    assert "no answer in time" in told
+    handlers = Page(service(lambda request: forwarded(api).handle_request(request)))
+    assert api.get(f"/v1/users/{visitor}").json()["answers"] == len(ANSWERS)
+    assert "receipt" in asyncio.run(handlers.forget(visitor))[1]
+    assert api.get(f"/v1/users/{visitor}").status_code == 410
+
+
 def test_nothing_to_keep_and_a_service_that_keeps_nothing_are_said(client):
     handlers = Page(service(lambda request: forwarded(client).handle_request(request)))
     assert asyncio.run(handlers.keep([], None))[1] == "⚠️ There is no answer to keep."
