@@ -48,9 +48,9 @@ class Privacy:
         scoped = f"{tenant}\0{user_id}".encode()  # no id holds a NUL: the API refuses it
         return f"u_{hmac.new(self.key, scoped, hashlib.sha256).hexdigest()[:32]}"
 
-    def in_data(self, user_id: str) -> str:
+    def in_data(self, user_id: str, tenant: str = "") -> str:
         """The name of a user of a file: what is a pseudonym already stays (in a request, it would name anybody)."""
-        return user_id if PSEUDONYM.fullmatch(user_id) else self.user(user_id)
+        return user_id if PSEUDONYM.fullmatch(user_id) else self.user(user_id, tenant)
 
     def event(self, event_id: str, tenant: str = "") -> str:
         """The id under which an event is stored: platforms put the names of users into them."""

@@ -51,6 +51,9 @@ class DataConfig(Config):
     pseudonyms: bool = False
     """Make pseudonyms of the users' ids with the key DKT_PRIVACY_KEY, as the service does; pseudonyms stay what they
     are. Off for research on data that are pseudonymous already."""
+    tenant: str = ""
+    """Whose users the ids are, where the service knows several tenants (`dkt keys`): the same id under another tenant
+    is another user. Needs DKT_PRIVACY_KEY."""
     max_rejected: float = Field(0.01, ge=0, le=1)
     """Share of bad rows above which the job fails."""
     split: SplitKind = "hash"

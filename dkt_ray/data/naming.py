@@ -31,13 +31,15 @@ class Naming:
     """Make pseudonyms of raw ids; what is one already stays."""
     forgotten: frozenset[str] = frozenset()
     """Marks of users who were deleted, see `Privacy.mark`."""
+    tenant: str = ""
+    """Whose users raw ids are."""
 
     @classmethod
-    def of_environment(cls, pseudonyms: bool) -> Naming:
+    def of_environment(cls, pseudonyms: bool, tenant: str = "") -> Naming:
         """With the key that the environment holds.
 
         Raises:
-            ConfigError: pseudonyms without a key.
+            ConfigError: pseudonyms or a tenant without a key.
         """
         privacy = Privacy.of_environment()
         if pseudonyms and privacy.key is None:
@@ -45,12 +47,15 @@ class Naming:
                 f"data.pseudonyms=true, but {PRIVACY_KEY} is not set: set it to the key that the service has, "
                 "or --set data.pseudonyms=false for data that are pseudonymous already"
             )
-        return cls(privacy, pseudonyms)
+        if tenant and privacy.key is None:
+            raise ConfigError(f"data.tenant={tenant!r}, but {PRIVACY_KEY} is not set: set it to the key of the service")
+        return cls(privacy, pseudonyms, tenant=tenant)
 
     @property
     def identity(self) -> str | None:
         """What the names depend on beside the logs."""
-        return self.privacy.mark("the key of this dataset's pseudonyms") if self.pseudonyms else None
+        words = "the key of this dataset's pseudonyms" + (f", tenant {self.tenant}" if self.tenant else "")
+        return self.privacy.mark(words) if self.pseudonyms else None
 
     def block(self, block: Block) -> Named:
         """A block with the names of its users, none of them deleted; once a user, not once a row."""
@@ -62,15 +67,17 @@ class Naming:
         names = self.series(distinct)
         if self.pseudonyms:
             named = users.replace_strict(distinct, names, return_dtype=pl.String)
-            lines = pl.lit(NOT_KEPT, pl.String).alias("raw")
-            raw = block.raw.with_columns(named.alias("user"))
-            block = block._replace(raw=raw, malformed=block.malformed.with_columns(lines))
+            block = block._replace(raw=block.raw.with_columns(named.alias("user")))
+        lines = pl.lit(NOT_KEPT, pl.String).alias("raw")
+        block = block._replace(malformed=block.malformed.with_columns(lines))
         gone = users.is_in(distinct.filter(self.gone(names)).implode())
         return Named(_filtered(block, ~gone) if gone.any() else block, int(gone.sum()))
 
     def series(self, users: pl.Series) -> pl.Series:
         """The stored names of users; of a missing one, none."""
-        return pl.Series("user", [self.privacy.in_data(user) if user else user for user in users.to_list()], pl.String)
+        return pl.Series(
+            "user", [self.privacy.in_data(user, self.tenant) if user else user for user in users], pl.String
+        )
 
     def gone(self, names: pl.Series) -> pl.Series:
         """Which stored names are of users who were deleted."""

@@ -1,4 +1,4 @@
-"""Exported events as Parquet: parts named by the place of their first event in the log.
+"""Exported events as Parquet: parts named by the place in the log at which they begin.
 
 exports/<name>/part-00000000000000000001.parquet   rows in the log's order; the metadata hold the place of the last
                pointer.json                        up to where the log is exported
@@ -52,7 +52,7 @@ def keys(files: Store) -> list[str]:
 
 
 def key_of(first: int) -> str:
-    """The key of the part that begins with the event at a place of the log."""
+    """The key of the part that begins at a place of the log, be an event there or not."""
     return f"part-{first:020d}.parquet"
 
 

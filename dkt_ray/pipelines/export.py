@@ -1,6 +1,6 @@
 """`dkt export`: graded events from the log to Parquet in the store, each exactly once, from where the last one ended.
 
-A part is written under the place of its first event, then the pointer moves behind it. Whoever is killed in between
+A part is written under the place at which it begins, then the pointer moves behind it. Whoever is killed in between
 leaves a part that the next run takes as it is: nothing is ever written twice, in another form, or skipped.
 """
 
@@ -94,7 +94,7 @@ def _export(config: ExportConfig, events: Events, files: Store) -> dict[str, Any
     pointer = pointer._replace(log=log)
     left = [key for key in parts.keys(files) if parts.first_of(key) > pointer.after]
     told = {"rows": 0, "parts": 0, "adopted": len(left), "forgotten": 0}
-    marks: set[str] = set()
+    marks = set(tombstones.forgotten(open_store(config.store), events.log.privacy))  # a restored log may know fewer
     met = 0
     for key, part in _parts(config, events, files, left, pointer.after):
         buried = tombstones.buried(events.engine, met)  # after the part is there: whoever is deleted later, forgets it
@@ -128,7 +128,7 @@ def _parts(
         if not tables:
             return
         part = parts.ending(pa.concat_tables(tables), last)
-        key = parts.key_of(part["sequence"][0].as_py())
+        key = parts.key_of(after + 1)  # whatever is its first row now: who else writes this part, writes this key
         files.write_if(key, parquet_bytes(part), None)
         yield key, part
         after = last

@@ -6,8 +6,10 @@ The database forgets at once; this follows up in the store, and whoever is kille
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 from pydantic import Field
@@ -15,18 +17,19 @@ from pydantic import Field
 from dkt_ray.config import Config, build
 from dkt_ray.data import reader
 from dkt_ray.data.naming import Naming
-from dkt_ray.errors import DktError
+from dkt_ray.errors import ConfigError, ConflictError, DktError
 from dkt_ray.events import parts, tombstones
 from dkt_ray.events.database import events_url
 from dkt_ray.events.retention import expire
 from dkt_ray.events.sql import Events, open_events
-from dkt_ray.features.dataset import MANIFEST, Manifest, folder
+from dkt_ray.features.dataset import Manifest, folder
 from dkt_ray.pipelines import prepare
-from dkt_ray.pipelines.versions import find, gone_since, sweep
+from dkt_ray.pipelines.versions import find, gone_since, left_of, sweep
 from dkt_ray.privacy import Privacy
 from dkt_ray.registry.forgotten import mark_bundles
 from dkt_ray.registry.store import Registry
-from dkt_ray.storage import Store, list_inputs, open_store
+from dkt_ray.storage import Store, open_store
+from dkt_ray.storage.aws import SCHEME
 from dkt_ray.storage.lease import lease
 
 logger = logging.getLogger(__name__)
@@ -53,12 +56,11 @@ def run(config: ForgetConfig) -> dict[str, Any]:
 
     Returns:
         users (deleted ones that the store knows), new (those it did not know before), removed (rows by table, too old),
-        exports (rows removed and parts rewritten, by name), datasets (prepared anew), remaining (datasets that still
-        hold something, and why), bundles (trained on deleted users: marked), runs (that hold predictions of theirs),
-        seconds.
+        exports (rows removed and parts rewritten, by name), datasets (prepared anew), remaining (exports and
+        datasets that may still hold something, and why), bundles (trained on deleted users: marked), runs (that hold
+        predictions of theirs), seconds.
 
     Raises:
-        ConflictError: an export or a dataset is at work.
         UnavailableError: the database cannot be reached.
     """
     started = time.monotonic()
@@ -66,20 +68,23 @@ def run(config: ForgetConfig) -> dict[str, Any]:
     kept_from = None if config.retention_days is None else round(time.time() * 1000 - config.retention_days * DAY_MS)
     removed, new = _of_the_database(config, store, kept_from)
     naming = Naming(privacy, forgotten=tombstones.forgotten(store, privacy))
-    exports = {name: _compact(store, name, naming, kept_from) for name in _names(store, "exports")}
-    datasets, remaining = _of_datasets(config, store, naming)
+    exports, busy = _of_exports(store, naming, kept_from)
+    datasets, remaining = _of_datasets(config, store, naming, kept_from is not None)
     told = {
         "users": len(naming.forgotten),
         "new": new,
         "removed": removed,
         "exports": exports,
         "datasets": datasets,
-        "remaining": remaining,
+        "remaining": busy + remaining,
         "bundles": mark_bundles(Registry(store), naming.forgotten),
         "runs": sorted(set(_runs(store, naming))),
     }
     logger.info(
-        "%d users are forgotten, %d of them new; %d datasets still hold some", told["users"], new, len(remaining)
+        "%d users are forgotten, %d of them new; %d places may still hold some",
+        told["users"],
+        new,
+        len(busy) + len(remaining),
     )
     return told | {"seconds": round(time.monotonic() - started, 2)}
 
@@ -101,12 +106,29 @@ def _of_the_database(config: ForgetConfig, store: Store, kept_from: int | None) 
 
 
 def _bury_again(events: Events, forgotten: frozenset[str]) -> None:
-    """Delete users whom the store knows to be deleted, and the database does not: it is an older copy, put back."""
-    missing = forgotten - {each.mark for each in tombstones.buried(events.engine)}
-    if missing:
-        for user in tombstones.users_of(events.engine, events.log.privacy, missing):
-            events.histories.delete(user)
-        tombstones.bury(events.engine, missing)
+    """Delete users whom the store knows to be deleted, and the database does not: it is an older copy, put back.
+
+    They are closed first, so that nothing of them is added; whoever is closed and still there, is deleted, also after
+    a run that was killed in between.
+    """
+    tombstones.bury(events.engine, forgotten)
+    marks = {each.mark for each in tombstones.buried(events.engine)}
+    for user in tombstones.users_of(events.engine, events.log.privacy, marks) if marks else ():
+        events.histories.delete(user)
+
+
+def _of_exports(
+    store: Store, naming: Naming, kept_from: int | None
+) -> tuple[dict[str, dict[str, int]], list[dict[str, Any]]]:
+    """What was removed, by export, and those at which somebody else is at work."""
+    done: dict[str, dict[str, int]] = {}
+    busy: list[dict[str, Any]] = []
+    for name in _names(store, "exports"):
+        try:
+            done[name] = _compact(store, name, naming, kept_from)
+        except ConflictError as error:
+            busy.append({"export": name, "reason": str(error)})
+    return done, busy
 
 
 def _compact(store: Store, name: str, naming: Naming, kept_from: int | None) -> dict[str, int]:
@@ -124,60 +146,101 @@ def _compact(store: Store, name: str, naming: Naming, kept_from: int | None) -> 
     return told
 
 
-def _of_datasets(config: ForgetConfig, store: Store, naming: Naming) -> tuple[list[str], list[dict[str, Any]]]:
-    """The datasets that were prepared anew, and those that still hold something, with the reason."""
+def _of_datasets(
+    config: ForgetConfig, store: Store, naming: Naming, by_age: bool
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The datasets that were prepared anew, and those that may still hold something, with the reason."""
     done: list[str] = []
     remaining: list[dict[str, Any]] = []
     for name in _names(store, "datasets"):
-        files = store.child(folder(name))
-        found = find(files).manifest
-        if found is None:
-            if files.exists(MANIFEST):
-                remaining.append({"dataset": name, "reason": "another version of dkt-ray made it: prepare it anew"})
-            continue
-        gone = gone_since(files, found, naming)
-        if gone or _changed(store, found):
-            reason = _prepare(config, name, found)
-            if reason is not None:
-                remaining.append({"dataset": name, "users": gone, "reason": reason})
+        gone = 0
+        try:
+            there = _settled(store, name, naming.forgotten or by_age)
+            if there is None:
                 continue
-            done.append(name)
-        if naming.forgotten:
-            with lease(files, f"dataset {name!r}"):
-                there = find(files).manifest
-                assert there is not None
-                sweep(files, there, None)
+            known = replace(naming, tenant=_tenant(there))
+            gone = gone_since(store.child(folder(name)), there, known)
+            anew = gone > 0 or _changed(store, there)
+            if anew:
+                _prepare(config, name, there)
+                done.append(name)
+            _sweep(store, name, known, anew)
+        except DktError as error:
+            remaining.append({"dataset": name, "users": gone, "reason": str(error)})
     return done, remaining
 
 
-def _prepare(config: ForgetConfig, name: str, there: Manifest) -> str | None:
-    """Prepare a dataset again, of all its files and by its own settings; returns why that cannot be done."""
+def _settled(store: Store, name: str, clean: object) -> Manifest | None:
+    """The dataset that is there, with nobody at work on it: whoever begins after this knows of all deletions.
+
+    Args:
+        clean: remove what a killed run left, too.
+
+    Raises:
+        ConfigError: another version of the package made it.
+        ConflictError: somebody is at work on it.
+    """
+    files = store.child(folder(name))
+    with lease(files, f"dataset {name!r}"):
+        found = find(files)
+        if clean:
+            files.delete_prefix("tmp")
+            if found.version is None:
+                sweep(files)
+    if found.manifest is None and found.version is not None:
+        raise ConfigError("another version of dkt-ray made it: prepare it anew")
+    return found.manifest
+
+
+def _sweep(store: Store, name: str, naming: Naming, anew: bool) -> None:
+    """Remove the version before, where it holds what is to be forgotten; else its readers go on."""
+    files = store.child(folder(name))
+    with lease(files, f"dataset {name!r}"):
+        there = find(files).manifest
+        if there is not None and (anew or left_of(files, there, naming)):
+            sweep(files, there)
+
+
+def _prepare(config: ForgetConfig, name: str, there: Manifest) -> None:
+    """Prepare a dataset again, of all its files and by its own settings.
+
+    Raises:
+        DktError: it cannot be done.
+    """
     if not config.prepare:
-        return "prepare=false: run dkt prepare on all its files"
+        raise ConfigError("prepare=false: run dkt prepare on all its files")
     data = there.config["data"] | {"path": list(there.inputs)}
     changes = {"store": config.store, "dataset": name, "data": data, "append": False, "force": False}
-    try:
-        prepare.run(build(prepare.PrepareConfig, there.config | changes))
-    except DktError as error:
-        return str(error)
-    return None
+    prepare.run(build(prepare.PrepareConfig, there.config | changes))
 
 
 def _changed(store: Store, there: Manifest) -> bool:
     """Whether rows left an exported part since a dataset was made of it."""
-    urls = [f"{store.url}/{key}" for key in store.list("exports")]
-    exported = {path for url in urls if url.endswith(".parquet") for path in list_inputs(url)}
-    return any(reader.digest(path).sha256 != there.inputs[path] for path in exported & there.inputs.keys())
+    exported = {_real(f"{store.url}/{key}") for key in store.list("exports")}
+    used = [path for path in there.inputs if _real(path) in exported]
+    return any(reader.digest(path).sha256 != there.inputs[path] for path in used)
+
+
+def _real(path: str) -> str:
+    """One name of a file that may be reached by several."""
+    return path if path.startswith(SCHEME) else os.path.realpath(path)
+
+
+def _tenant(there: Manifest) -> str:
+    return str(there.config["data"].get("tenant", ""))
 
 
 def _runs(store: Store, naming: Naming) -> Iterator[str]:
     """Runs whose out-of-fold predictions name a deleted user."""
     if not naming.forgotten:
         return
+    found = [find(store.child(folder(name))).manifest for name in _names(store, "datasets")]
+    tenants = {"", *(_tenant(each) for each in found if each is not None)}
     for key in store.list("runs"):
         if key.endswith(OUT_OF_FOLD):
             users = store.read_table(key, ["user"])["user"].unique().to_pylist()
-            if any(naming.privacy.mark(naming.privacy.in_data(user)) in naming.forgotten for user in users):
+            names = {naming.privacy.in_data(user, tenant) for user in users for tenant in tenants}
+            if any(naming.privacy.mark(name) in naming.forgotten for name in names):
                 yield key.split("/")[1]
 
 

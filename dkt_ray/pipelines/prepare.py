@@ -124,21 +124,15 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     files = open_store(config.store).child(folder(config.dataset))
-    naming = Naming.of_environment(config.data.pseudonyms)
-    naming = replace(naming, forgotten=tombstones.forgotten(open_store(config.store), naming.privacy))
     inputs = inspect(config.data)
     config = _as_the_format_says(config, inputs)
-    split = read_split(config.data, naming)
     engine = choose(config.engine, inputs.text_bytes, config.local_bytes)
     with lease(files, f"dataset {config.dataset!r}"):
-        found = find(files)
-        gone = 0 if found.manifest is None else gone_since(files, found.manifest, naming)
-        if gone and config.append:
-            config, inputs = _with_all_files(config, found.manifest, inputs)
-        plan = _plan(config, inputs, split, found.manifest, engine, naming, gone)
-        reused = not plan.new.columns
-        manifest = found.manifest if reused else _prepare(config, plan, split, found, files, engine)
-    assert manifest is not None
+        plan, manifest = _next(config, inputs, files, engine)
+        while manifest is None:
+            logger.info("dataset %s is prepared anew: users of it were deleted meanwhile", config.dataset)
+            plan, manifest = _next(config, inputs, files, engine)
+    reused = not plan.new.columns
     added = len(plan.new.columns) if plan.base is not None else 0
     note = " (reused)" if reused else f" ({added} files were added)" if added else ""
     logger.info("dataset %s: %d rows of %d users%s", config.dataset, manifest.rows, manifest.users, note)
@@ -149,6 +143,21 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         "engine": engine.name,
         "reused": reused,
     }
+
+
+def _next(config: PrepareConfig, inputs: Inputs, files: Store, engine: Engine) -> tuple[Plan, Manifest | None]:
+    """The plan, and the dataset by it; None where somebody in it was deleted meanwhile."""
+    naming = Naming.of_environment(config.data.pseudonyms, config.data.tenant)
+    naming = replace(naming, forgotten=tombstones.forgotten(open_store(config.store), naming.privacy))
+    split = read_split(config.data, naming)
+    found = find(files)
+    gone = 0 if found.manifest is None else gone_since(files, found.manifest, naming)
+    if gone and config.append:
+        config, inputs = _with_all_files(config, found.manifest, inputs)
+    plan = _plan(config, inputs, split, found.manifest, engine, naming, gone)
+    if not plan.new.columns:
+        return plan, found.manifest
+    return plan, _prepare(config, plan, split, found, files, engine)
 
 
 def _as_the_format_says(config: PrepareConfig, inputs: Inputs) -> PrepareConfig:
@@ -194,7 +203,7 @@ def _plan(
 def _settings(config: PrepareConfig, split: pa.Table | None, inputs: Inputs, naming: Naming) -> str:
     """Hash of everything but the input files that the content depends on."""
     values = config.model_dump(mode="json", exclude=NOT_CONTENT)
-    for name in ("path", "buckets", "pseudonyms"):
+    for name in ("path", "buckets", "pseudonyms", "tenant"):
         del values["data"][name]
     parts = {
         "config": values,
@@ -262,8 +271,8 @@ def _obstacle(
 
 def _prepare(
     config: PrepareConfig, plan: Plan, split: pa.Table | None, found: Found, files: Store, engine: Engine
-) -> Manifest:
-    """Make the dataset's next version and switch to it."""
+) -> Manifest | None:
+    """Make the dataset's next version and switch to it; None where somebody in it was deleted meanwhile."""
     for run in {key.split("/")[1] for key in files.list("tmp")} - {plan.run}:
         files.delete_prefix(f"tmp/{run}")  # of a run that was killed, and whose inputs or settings were others
     work = files.child(f"tmp/{plan.run}")
@@ -296,6 +305,9 @@ def _prepare(
     _say_what_is_off(fitted.state)
     stages.warn_of_structure(fitted.state)
     manifest = _manifest(config, plan, shards, buckets, divided, fitted, rejected, clock.seconds)
+    forgotten = tombstones.forgotten(open_store(config.store), plan.naming.privacy)
+    if gone_since(files, manifest, replace(plan.naming, forgotten=forgotten - plan.naming.forgotten)):
+        return None
     switch(files, manifest, found, config.dataset)
     sweep(files, manifest, None if plan.gone else found.manifest)
     return manifest

@@ -16,6 +16,7 @@ from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines.stored_chain import read_chain
+from dkt_ray.privacy import Privacy
 from dkt_ray.registry import bundle, catalogue, profile
 from dkt_ray.registry.bundle import Provenance
 from dkt_ray.registry.store import Registry
@@ -122,5 +123,6 @@ def _held_out(run: Store, chain: Chain) -> profile.Floats | None:
 
 
 def _training_users(dataset: Dataset) -> Iterator[str]:
-    """Read only where the bundle records them."""
-    yield from dataset.training_users()
+    """Their stored names, as tombstones know them; read only where the bundle records them."""
+    privacy, tenant = Privacy.of_environment(), dataset.manifest.config["data"].get("tenant", "")
+    yield from (privacy.in_data(user, tenant) for user in dataset.training_users())

@@ -55,9 +55,19 @@ def switch(files: Store, manifest: Manifest, found: Found, name: str) -> None:
         ) from None
 
 
-def sweep(files: Store, manifest: Manifest, before: Manifest | None) -> None:
-    """Remove what neither the dataset nor the version before it (readers may be at work on it) names."""
-    kept = [each for each in (manifest, before) if each is not None]
-    for key in files.list():
-        if key not in (MANIFEST, LEASE) and not any(each.owns(key) for each in kept):
-            files.delete(key)
+def sweep(files: Store, *kept: Manifest | None) -> None:
+    """Remove what no version that is kept names: the dataset, and the one before it where readers may go on."""
+    for key in _others(files, *kept):
+        files.delete(key)
+
+
+def left_of(files: Store, there: Manifest, naming: Naming) -> bool:
+    """Whether what the dataset does not name, as the version before it, holds users who were deleted."""
+    stale = [key for key in _others(files, there) if key.startswith("histories/")] if naming.forgotten else []
+    users = (pl.Series(files.read_table(key, ["user"])["user"]) for key in stale)
+    return any(naming.gone(naming.series(each)).any() for each in users)
+
+
+def _others(files: Store, *kept: Manifest | None) -> list[str]:
+    named = [each for each in kept if each is not None]
+    return [key for key in files.list() if key not in (MANIFEST, LEASE) and not any(each.owns(key) for each in named)]

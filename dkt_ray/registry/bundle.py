@@ -126,7 +126,8 @@ def build(
         state: the full encoder state (not one that excludes a fold).
         members: name -> folder that `ensemble.member.save` wrote.
         chain: combines exactly these members.
-        users: training users; stored only as HMAC-SHA256 under the key in DKT_PRIVACY_KEY.
+        users: training users, by the names under which the service stores them; kept only as
+            HMAC-SHA256 under the key in DKT_PRIVACY_KEY.
         profile: what the training data looked like.
 
     Returns:

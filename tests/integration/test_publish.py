@@ -1,6 +1,5 @@
 """From a run in the store to a verified bundle behind an alias, and the moves of that alias."""
 
-import hmac
 import json
 
 import pytest
@@ -12,6 +11,7 @@ from dkt_ray.features.dataset import Dataset
 from dkt_ray.pipelines import publish, registry
 from dkt_ray.pipelines.publish import PublishConfig
 from dkt_ray.pipelines.registry import RegistryConfig
+from dkt_ray.privacy import Privacy
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
@@ -75,10 +75,10 @@ def test_training_users_are_hashed_with_the_key_and_test_users_are_not_among_the
     digest = publish.run(PublishConfig(store=store))["bundle"]
     Registry(open_store(store)).fetch(digest, tmp_path / "bundle")
     hashes = set((tmp_path / "bundle/users.txt").read_text().split())
-    training, test = set(), set()
+    training, test, privacy = set(), set(), Privacy(b"elsewhere")
     split = Dataset.open(open_store(store), "default").split
     for user, fold in zip(split.names, split.fold, strict=True):
-        (test if fold == TEST else training).add(hmac.new(b"elsewhere", user.encode(), "sha256").hexdigest())
+        (test if fold == TEST else training).add(privacy.mark(privacy.user(user)))
     assert hashes == training
     assert test
     assert hashes.isdisjoint(test)

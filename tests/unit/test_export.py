@@ -14,7 +14,7 @@ from dkt_ray.events.model import Event
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.pipelines import export
 from dkt_ray.storage import Store, open_store
-from dkt_ray.storage.lease import lease
+from dkt_ray.storage.lease import lease, take_away
 from tests.event_promises import ANN, BOB, PRIVACY, answer
 from tests.reliability import export_kill
 
@@ -149,3 +149,32 @@ def test_an_older_copy_of_the_database_is_refused(events: Events, tmp_path: Path
     for user in (ANN, BOB):  # the newest events are gone, the places stay given
         events.histories.delete(user)
     assert run(tmp_path)["after"] == 4
+
+
+def test_who_the_store_knows_to_be_deleted_is_not_exported_from_a_restored_log(events: Events, tmp_path: Path) -> None:
+    events.log.append([answer(1), answer(2, BOB)])
+    tombstones.remember(open_store(str(tmp_path / "store")), [PRIVACY.mark(ANN)], PRIVACY)
+    told = run(tmp_path)
+    assert (told["rows"], told["forgotten"]) == (1, 1)
+    assert export_kill.rows(tmp_path / "store") == [2]
+
+
+def test_an_exporter_that_slept_writes_no_second_part_of_the_same_events(
+    events: Events, files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease was taken over, and the first event was deleted before the other one read."""
+    events.log.append([answer(1), answer(2, BOB), answer(3, BOB)])
+    ending = parts.ending
+
+    def and_overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(parts, "ending", ending)
+        take_away(files)
+        events.histories.delete(ANN)
+        assert run(tmp_path)["rows"] == 2
+        return ending(*arguments)
+
+    monkeypatch.setattr(parts, "ending", and_overtaken)
+    with pytest.raises(ConflictError):
+        run(tmp_path)
+    assert run(tmp_path)["rows"] == 0
+    assert export_kill.rows(tmp_path / "store") == [2, 3]

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from dkt_ray.errors import ConflictError
-from dkt_ray.events import backup, parts
+from dkt_ray.events import backup, parts, tombstones
 from dkt_ray.events.model import Event, ForgottenError
 from dkt_ray.events.sql import Events, open_events
-from dkt_ray.pipelines import export, forget, prepare
+from dkt_ray.pipelines import export, forget, prepare, publish, stages
 from dkt_ray.pipelines.forget import DAY_MS
 from dkt_ray.registry.forgotten import forgotten
 from dkt_ray.registry.store import Registry
@@ -73,6 +72,12 @@ def run(store: Path, url: str | None, **settings: Any) -> dict[str, Any]:
     return forget.run(forget.ForgetConfig(store=str(store), events=url, **settings))
 
 
+def settings(store: Path, log: str, **changes: Any) -> prepare.PrepareConfig:
+    """To prepare a log that lies beside the store."""
+    data = {"path": str(store.parent / log), "folds": 3, "test_fraction": 0.2}
+    return prepare.PrepareConfig.model_validate({"store": str(store), "data": data, "engine": "local"} | changes)
+
+
 def keys(store: Path) -> dict[str, bytes]:
     """Everything in a store but what says when something was done."""
     return {str(path): path.read_bytes() for path in sorted(store.rglob("*.parquet"))}
@@ -128,6 +133,8 @@ def test_what_is_too_old_leaves_the_database_the_exports_and_the_datasets(
     assert told["exports"]["events"]["rows"] == 36
     assert (told["users"], told["datasets"]) == (0, ["default"])
     assert (datasets.opened(store).manifest.rows, events.log.count()) == (36, 36)
+    histories = list((store / "datasets/default/histories").glob("*.parquet"))
+    assert len(histories) == len(datasets.opened(store).manifest.files)  # none of the version before
     events.histories._meet_deletions()
     assert events.histories.get(name, 10).question == ("q2", "q1", "q0")
 
@@ -158,10 +165,19 @@ def test_bundles_that_were_trained_on_them_are_marked(events: Events, url: str, 
 
 
 def test_it_waits_for_nobody(events: Events, exported: Path, url: str, store: Path) -> None:
+    datasets.run(logs(store.parent / "raw.csv", USERS), store)
     events.histories.delete(NAMES["pupil-3"])
-    with lease(open_store(str(store)).child("exports/events"), "export"), pytest.raises(ConflictError, match="at work"):
-        run(store, url)
-    assert run(store, url)["exports"]["events"]["rows"] == 6
+    with lease(open_store(str(store)).child("exports/events"), "export"):
+        told = run(store, url)
+        assert [(each["export"], "at work" in each["reason"]) for each in told["remaining"]] == [("events", True)]
+    assert (told["exports"], told["datasets"]) == ({}, ["default"])
+    prepare.run(settings(store, "raw.csv", dataset="busy"))
+    events.histories.delete(NAMES["pupil-4"])
+    with lease(open_store(str(store)).child("datasets/busy"), "busy"):
+        told = run(store, url)
+    assert (told["exports"]["events"]["rows"], told["datasets"]) == (12, ["default"])
+    assert [each["dataset"] for each in told["remaining"]] == ["busy"]
+    assert run(store, url)["datasets"] == ["busy"]
 
 
 def test_a_prepared_dataset_without_users_who_were_deleted_is_left_alone(
@@ -192,3 +208,110 @@ def test_who_was_deleted_after_a_backup_is_deleted_from_what_it_brings_back(
         with pytest.raises(ForgottenError):
             restored.log.append([Event("late", name, "q", NOW, NOW, 1)])
     restored.close()
+
+
+def test_nobody_slips_into_a_first_version_that_is_at_work(
+    events: Events, url: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs(store.parent / "raw.csv", USERS)
+    read, told = prepare._read, []
+
+    def and_deleted_meanwhile(*arguments: Any) -> Any:
+        found = read(*arguments)
+        if not told:
+            events.histories.delete(NAMES["pupil-3"])
+            told.append(run(store, url))
+        return found
+
+    monkeypatch.setattr(prepare, "_read", and_deleted_meanwhile)
+    made = prepare.run(settings(store, "raw.csv"))
+    assert [each["dataset"] for each in told[0]["remaining"]] == ["default"]
+    assert (made["users"], made["forgotten"]) == (11, 5)
+    assert traces(store, "pupil-3") == []
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_first_version_keeps_nobody(
+    events: Events, url: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs(store.parent / "raw.csv", USERS)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(stages, "merge_buckets", killed)
+    with pytest.raises(Killed):
+        prepare.run(settings(store, "raw.csv"))
+    assert traces(store, "pupil-3")
+    events.histories.delete(NAMES["pupil-3"])
+    assert run(store, url)["remaining"] == []
+    assert traces(store, "pupil-3") == []
+
+
+def test_a_late_retry_finds_the_user_of_a_restored_copy_closed(
+    events: Events, url: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = PRIVACY.user("ann")
+    late = Event("late", ann, "q", NOW, NOW, 1)
+    tombstones.remember(open_store(str(store)), [PRIVACY.mark(ann)], PRIVACY)
+    users_of = tombstones.users_of
+
+    def and_a_late_retry(*arguments: Any) -> Any:
+        with pytest.raises(ForgottenError):
+            events.log.append([late])
+        return users_of(*arguments)
+
+    monkeypatch.setattr(tombstones, "users_of", and_a_late_retry)
+    run(store, url)
+    assert events.log.count() == 72
+
+
+def test_who_was_closed_by_a_run_that_was_killed_is_deleted_by_the_next(events: Events, url: str, store: Path) -> None:
+    tombstones.bury(events.engine, [PRIVACY.mark(NAMES["pupil-3"])])
+    run(store, url)
+    assert events.log.count() == 66
+
+
+def test_a_reader_goes_on_where_nobody_is_to_be_forgotten(events: Events, url: str, store: Path) -> None:
+    logs(store.parent / "raw-1.csv", USERS)
+    events.histories.delete(NAMES["pupil-3"])
+    run(store, url)
+    prepare.run(settings(store, "raw-*.csv"))
+    reader = datasets.opened(store)
+    logs(store.parent / "raw-2.csv", USERS, first=5)
+    prepare.run(settings(store, "raw-*.csv"))
+    assert run(store, url)["datasets"] == []
+    assert len(reader.load_histories()[0].users) > 0
+    events.histories.delete(NAMES["pupil-4"])
+    assert run(store, url)["datasets"] == ["default"]
+    assert traces(store, "pupil-4") == []
+
+
+def test_who_is_left_in_the_version_before_goes(events: Events, url: str, store: Path) -> None:
+    logs(store.parent / "raw.csv", USERS)
+    events.histories.delete(NAMES["pupil-3"])
+    prepare.run(settings(store, "raw.csv"))
+    assert traces(store, "pupil-3")
+    logs(store.parent / "raw.csv", USERS[5:])
+    prepare.run(settings(store, "raw.csv"))  # knows nothing of the deletion, and keeps the version before
+    assert traces(store / "datasets", "pupil-3")
+    assert run(store, url)["datasets"] == []
+    assert traces(store / "datasets", "pupil-3") == []
+
+
+def test_a_part_that_changed_is_known_by_any_name(events: Events, exported: Path, url: str, store: Path) -> None:
+    (store.parent / "link").symlink_to(store)
+    datasets.run(store.parent / "link" / "exports" / "events", store)
+    assert run(store, url, retention_days=2.5)["datasets"] == ["default"]
+    assert datasets.opened(store).manifest.rows == 36
+
+
+def test_bundles_know_the_users_of_raw_logs_as_the_service_does(store: Path) -> None:
+    path = logs(store.parent / "raw.csv", USERS)
+    for tenant in ("", "school-a"):
+        datasets.run(path, store, data={"tenant": tenant}, force=True)
+        trained = datasets.opened(store).training_users()
+        assert list(publish._training_users(datasets.opened(store))) == [PRIVACY.user(each, tenant) for each in trained]

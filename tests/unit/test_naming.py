@@ -171,3 +171,26 @@ def test_exports_sort_after_all_else(tmp_path: Path) -> None:
     assert (told["rows"], told["added"]) == (120, 1)
     both = run(raw, tmp_path / "both", data={"path": [str(part), str(raw)]})
     assert both["content"] == told["content"]
+
+
+def test_users_of_a_tenant_are_those_of_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, store = logs(tmp_path / "log.csv"), tmp_path / "store"
+    theirs = KEYED.user("pupil-3", "school-a")
+    tombstones.remember(open_store(str(store)), [KEYED.mark(theirs)], KEYED)
+    assert run(path, store, data={"pseudonyms": True})["users"] == 12
+    told = run(path, store, data={"pseudonyms": True, "tenant": "school-a"})
+    assert (told["users"], told["forgotten"]) == (11, 5)
+    assert set(content(store)) == {KEYED.user(user, "school-a") for user in USERS} - {theirs}
+    assert run(path, store, data={"tenant": "school-a"})["users"] == 11
+    monkeypatch.delenv("DKT_PRIVACY_KEY")
+    with pytest.raises(ConfigError, match="tenant="):
+        run(path, tmp_path / "other", data={"tenant": "school-a"})
+
+
+def test_a_line_that_cannot_be_read_does_not_bring_a_deleted_user_back(tmp_path: Path) -> None:
+    path, store = logs(tmp_path / "log.csv"), tmp_path / "store"
+    with path.open("a") as log:
+        log.write("pupil-3,q1,t,1,1600000000,too,wide\n")
+    forget(store, "pupil-3")
+    assert run(path, store, data={"max_rejected": 1})["rejected"] == 1
+    assert traces(store, "pupil-3") == []
