@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import Connection, Engine, insert
 
 from dkt_ray.errors import ConfigError
 from dkt_ray.events import histories, retention
-from dkt_ray.events.database import writing
+from dkt_ray.events.database import writing, written
 from dkt_ray.events.model import Event, EventConflictError, ForgottenError, Graded, History
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.events.tables import EVENTS, RETENTIONS
@@ -235,6 +235,28 @@ class EventPromises:
         assert {name: rows for name, rows in removed.items() if rows} == {"events": 4, "waiting": 3}
         assert questions(events.histories.get(ANN, 10)) == ["q8"]
         assert sum(retention.expire(events.engine, 1_007).values()) == 0
+
+    def test_whoever_is_killed_at_it_has_told_of_what_is_gone(
+        self, events: Events, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retention, "AT_ONCE", 2)
+        events.log.append([answer(number) for number in range(6)])
+        other = open_events(url, PRIVACY)
+        assert len(other.histories.get(ANN, 10).question) == 6
+        gone: list[int] = []
+
+        def killed_after_a_batch(engine: Engine, work: Callable[[Connection], int]) -> int:
+            if any(gone):
+                raise KeyboardInterrupt
+            gone.append(written(engine, work))
+            return gone[-1]
+
+        monkeypatch.setattr(retention, "written", killed_after_a_batch)
+        with pytest.raises(KeyboardInterrupt):
+            retention.expire(events.engine, 1_004)
+        other.histories._meet_deletions()
+        assert len(other.histories.get(ANN, 10).question) == 4
+        other.close()
 
     def test_a_newer_versions_tables_are_left_alone(self, events: Events, url: str) -> None:
         with writing(events.engine) as connection:

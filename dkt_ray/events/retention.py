@@ -11,7 +11,8 @@ from dkt_ray.events.database import written
 from dkt_ray.events.scrub import vacuum
 from dkt_ray.events.tables import METADATA, RETENTIONS
 
-AT_ONCE: Final = 10_000  # rows
+AT_ONCE: Final = 1_000  # rows of one transaction
+PAUSE_S: Final = 0.02  # between them, in which others write
 TIMES: Final = ("answered_at", "at")  # columns that say when a row is from, ms UTC
 
 
@@ -30,8 +31,6 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
     times = [(table, name) for table in METADATA.sorted_tables for name in TIMES if name in table.c]
     removed = {table.name: remove(engine, table, table.c[name] < kept_from) for table, name in times}
     if any(removed.values()):
-        now = {"kept_from": kept_from, "removed_at": round(time.time() * 1000)}
-        written(engine, lambda connection: connection.execute(insert(RETENTIONS), now))
         vacuum(engine)
     return removed
 
@@ -49,9 +48,20 @@ def remove(engine: Engine, table: Table, *which: ColumnElement[bool]) -> int:
     old = select(key).where(*which).limit(AT_ONCE)
 
     def some(connection: Connection) -> int:
-        return connection.execute(delete(table).where(key.in_(old))).rowcount
+        removed = connection.execute(delete(table).where(key.in_(old))).rowcount
+        if removed:
+            _tell(connection, kept_from)
+        return removed
 
     total = 0
     while removed := written(engine, some):
         total += removed
+        time.sleep(PAUSE_S)
     return total
+
+
+def _tell(connection: Connection, kept_from: int) -> None:
+    """A new number with each batch, so that whoever is killed has told of all that is gone."""
+    connection.execute(delete(RETENTIONS).where(RETENTIONS.c.kept_from == kept_from))
+    now = round(time.time() * 1000)
+    connection.execute(insert(RETENTIONS), {"kept_from": kept_from, "removed_at": now})

@@ -68,7 +68,8 @@ UNSCRUBBED: Final = Table(
     sqlite_autoincrement=True,
 )
 
-# How far back events are kept: one row a time that `dkt forget` removed older ones.
+# How far back events are kept: a row for each limit by which `dkt forget` removed older ones, its number new with each
+# batch, by which other processes know that what they remember is out of date.
 RETENTIONS: Final = Table(
     "retentions",
     METADATA,
