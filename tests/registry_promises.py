@@ -11,7 +11,7 @@ import pytest
 
 from dkt_ray.errors import BundleError, ConfigError, ConflictError, NotFoundError, StorageError
 from dkt_ray.privacy import Privacy
-from dkt_ray.registry.forgotten import forgotten, mark_bundles
+from dkt_ray.registry.forgotten import forgotten, mark_bundles, trained_on
 from dkt_ray.registry.store import AliasEntry, Registry
 from dkt_ray.storage import Store
 
@@ -234,6 +234,23 @@ class RegistryPromises:
         assert {key: each.count for key, each in found.items()} == {digest["a"]: 2, digest["b"]: 1}
         assert found[digest["a"]].since == first[digest["a"]].since
         assert len(registry.list()) == 3
+
+    def test_each_user_of_a_bundle_is_found_and_nobody_else(self, registry: Registry, tmp_path: Path) -> None:
+        marks = sorted(Privacy(b"key").mark(f"user {number}") for number in range(60))
+        folder, digest = make_bundle(tmp_path / "source", "a")
+        (folder / "users.txt").write_text("".join(f"{each}\n" for each in marks[::2]))
+        registry.publish(folder, digest)
+        assert trained_on(registry, digest, marks) == marks[::2]  # at once, and one by one
+        assert [each for each in marks[:9] if trained_on(registry, digest, [each])] == marks[:9:2]
+
+    def test_a_damaged_list_of_users_is_named(self, registry: Registry, tmp_path: Path) -> None:
+        mark = Privacy(b"key").mark("ann")
+        for name, text in {"a": mark[1:] + "\n", "b": f"{mark}{mark}"[:65] * 2}.items():
+            folder, digest = make_bundle(tmp_path / "source", name)
+            (folder / "users.txt").write_text(text)
+            registry.publish(folder, digest)
+            with pytest.raises(BundleError, match=r"users\.txt: damaged"):
+                trained_on(registry, digest, [mark])
 
     def test_two_who_mark_a_bundle_at_once_lose_no_user(self, registry: Registry, tmp_path: Path) -> None:
         marks = [Privacy(b"key").mark(f"user {number}") for number in range(16)]

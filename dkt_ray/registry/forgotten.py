@@ -8,21 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
 from dkt_ray.errors import BundleError, ConflictError, NotFoundError
 from dkt_ray.registry.store import Registry
 from dkt_ray.storage import Store, json_bytes, parse_json
+from dkt_ray.storage.store import explained
 
 USERS: Final = "users.txt"  # of a bundle: the marks of its training users, one a line, sorted
-REMEMBERED: Final = 16  # bundles whose training users stay in memory
-CHARACTERS: Final = 64  # of a mark: SHA-256, hex
-
-Marks = npt.NDArray[np.bytes_]
+LINE: Final = 65  # bytes: a mark is SHA-256, hex
+FEW: Final = 16  # users, up to whom the lists of bundles are searched where they lie; for more each is read at once
 
 
 @dataclass(frozen=True)
@@ -60,22 +57,37 @@ def forgotten(registry: Registry) -> dict[str, Forgotten]:
 
 
 def trained_on(registry: Registry, digest: str, marks: Collection[str]) -> list[str]:
-    """Those of some users whom a bundle was trained on; none where it does not say (it was made without a key)."""
-    wanted = np.array(sorted(marks), f"S{CHARACTERS}")
-    known = _users(registry.store, digest)
-    place = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
-    return [mark.decode() for mark in wanted[known[place] == wanted]] if len(known) else []
+    """Those of some users whom a bundle was trained on; none where it does not say (it was made without a key).
 
-
-@lru_cache(maxsize=REMEMBERED)
-def _users(store: Store, digest: str) -> Marks:
+    Raises:
+        BundleError: its list of users is damaged.
+    """
+    key = f"bundles/{digest}/{USERS}"
+    filesystem, root = registry.store.filesystem()
+    place = f"{registry.store.url}/{key}"
     try:
-        lines = store.read(f"bundles/{digest}/{USERS}").split()
+        with explained(place), filesystem.open_input_file(f"{root}/{key}") as file:
+            lines = file if len(marks) <= FEW else pa.BufferReader(file.read())
+            return [mark for mark in sorted(marks) if _holds(lines, mark.encode("ascii"), place)]
     except NotFoundError:
-        return np.empty(0, f"S{CHARACTERS}")
-    if any(len(line) != CHARACTERS for line in lines):
-        raise BundleError(f"{store.url}/bundles/{digest}/{USERS}: damaged; expected a keyed hash a line")
-    return np.array(lines, f"S{CHARACTERS}")
+        return []
+
+
+def _holds(lines: pa.NativeFile, mark: bytes, place: str) -> bool:
+    """Whether sorted lines hold a mark; only those are read at which a search by halves looks."""
+    low, high = 0, lines.size() // LINE
+    if high * LINE != lines.size():
+        raise BundleError(f"{place}: damaged; expected a keyed hash a line")
+    while low < high:
+        middle = (low + high) // 2
+        lines.seek(middle * LINE)
+        line = lines.read(LINE)
+        if not line.endswith(b"\n"):
+            raise BundleError(f"{place}: damaged; expected a keyed hash a line")
+        if line[:-1] == mark:
+            return True
+        low, high = (middle + 1, high) if line[:-1] < mark else (low, middle)
+    return False
 
 
 def _add(store: Store, digest: str, users: Collection[str]) -> None:
