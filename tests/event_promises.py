@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, insert
 
 from dkt_ray.errors import ConfigError
@@ -17,7 +19,7 @@ from dkt_ray.events import histories, retention
 from dkt_ray.events.database import writing, written
 from dkt_ray.events.model import Event, EventConflictError, ForgottenError, Graded, History
 from dkt_ray.events.sql import Events, open_events
-from dkt_ray.events.tables import EVENTS, RETENTIONS
+from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS
 from dkt_ray.privacy import Privacy
 
 PRIVACY = Privacy(b"a key of the tests")
@@ -257,6 +259,11 @@ class EventPromises:
         other.histories._meet_deletions()
         assert len(other.histories.get(ANN, 10).question) == 4
         other.close()
+
+    def test_the_migrations_make_the_tables_that_the_code_knows(self, events: Events) -> None:
+        with events.engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, METADATA) == []
 
     def test_a_newer_versions_tables_are_left_alone(self, events: Events, url: str) -> None:
         with writing(events.engine) as connection:

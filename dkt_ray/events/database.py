@@ -20,7 +20,7 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dkt_ray.errors import ConfigError, DktError, UnavailableError
@@ -31,6 +31,9 @@ EVENTS_URL: Final = "DKT_EVENTS_URL"
 ATTEMPTS: Final = 3  # at a transaction, where the database is busy or went away
 WAIT_S: Final = 5  # for the other writer, at each attempt; for a free connection; for the server to take a connection
 AGAIN_S: Final = 1.0  # between attempts to open a database that could not be reached at the start
+STATEMENT_S: Final = 60  # most of a statement, IDLE_S of a transaction that stands still; both on PostgreSQL
+IDLE_S: Final = 20
+SILENT_S: Final = 20  # after which a server that says nothing is given up
 CONNECTIONS: Final = 8  # of a process that stay open; twice as many at a peak
 
 _WRITER: Final = 0x646B7401  # numbers of PostgreSQL's advisory locks
@@ -47,7 +50,7 @@ def events_url(setting: str | None) -> str | None:
         ConfigError: a password in the setting, which is shown in dashboards, logs and manifests.
     """
     found = os.environ.get(EVENTS_URL) or setting
-    if setting is not None and _parsed(setting).password is not None:
+    if setting is not None and (_parsed(setting).password is not None or "password" in _parsed(setting).query):
         raise ConfigError(
             f"events: the url holds a password; give it by PGPASSWORD or .pgpass, or the url by {EVENTS_URL}"
         )
@@ -96,8 +99,10 @@ def open_engine(url: str, now: bool = True) -> Engine:
         UnavailableError: it cannot be reached.
     """
     backend = _parsed(url).get_backend_name()
-    if backend not in ("sqlite", "postgresql"):
-        raise ConfigError(f"events: {url!r}; expected sqlite:////PATH or postgresql+psycopg://HOST/DATABASE")
+    if backend not in ("sqlite", "postgresql") or (
+        backend == "sqlite" and _parsed(url).database in (None, "", ":memory:")
+    ):
+        raise ConfigError("events: expected a url, sqlite:////PATH or postgresql+psycopg://HOST/DATABASE")
     engine = _engine(url)
     try:
         retried(lambda: _migrate(engine))
@@ -112,7 +117,7 @@ def open_engine(url: str, now: bool = True) -> Engine:
 
 def _engine(url: str) -> Engine:
     backend = _parsed(url).get_backend_name()
-    waits = {"timeout": WAIT_S} if backend == "sqlite" else {"connect_timeout": WAIT_S}
+    waits: dict[str, Any] = {"timeout": WAIT_S} if backend == "sqlite" else _of_a_server()
     engine = create_engine(
         url,
         hide_parameters=True,  # errors are logged, and name no user
@@ -126,6 +131,19 @@ def _engine(url: str) -> Engine:
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _of_a_server() -> dict[str, Any]:
+    """Nobody who stands still or is cut off holds the writer's lock, and no server that does holds us."""
+    limits = {"statement_timeout": STATEMENT_S, "idle_in_transaction_session_timeout": IDLE_S}
+    return {
+        "connect_timeout": WAIT_S,
+        "keepalives_idle": SILENT_S // 2,
+        "keepalives_interval": max(SILENT_S // 8, 1),
+        "keepalives_count": 4,
+        "tcp_user_timeout": SILENT_S * 1000,
+        "options": " ".join(f"-c {name}={seconds}s" for name, seconds in limits.items()),
+    }
 
 
 def _opened_later(url: str, why: UnavailableError) -> Engine:
@@ -165,6 +183,14 @@ def writing(engine: Engine, lock: int = _WRITER) -> Iterator[Connection]:
         yield connection
 
 
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction whose statements all see the same moment."""
+    level = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}  # SQLite's always do
+    with engine.connect().execution_options(**level) as connection:
+        yield connection
+
+
 def written(engine: Engine, work: Callable[[Connection], T]) -> T:
     """What `work` returns, done in one transaction of the one writer.
 
@@ -192,9 +218,12 @@ def retried(attempt: Callable[[], T]) -> T:
     for _ in range(ATTEMPTS):
         try:
             return attempt()
-        except (OperationalError, PoolTimeoutError) as error:
+        except (IntegrityError, ProgrammingError, DataError):  # the same again the next time
+            raise
+        except (DBAPIError, PoolTimeoutError) as error:
             last = error
-    raise UnavailableError(f"events: the database does not answer now ({_reason(last)}); try again") from None
+    logger.warning("events: the database does not answer: %s", _reason(last))  # names hosts: not for clients
+    raise UnavailableError("events: the database does not answer now; try again (the log says why)") from None
 
 
 def _reason(error: Exception | None) -> str:
@@ -212,6 +241,8 @@ def _migrate(engine: Engine) -> None:
             raise ConfigError(
                 f"events: a newer version of dkt-ray made the tables (revision {found}); upgrade this one"
             )
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index over many events takes its time
         scripts = ScriptDirectory(str(_SCRIPTS))
 
         def upgrades(revision: Any, context: object) -> Any:
@@ -259,7 +290,7 @@ def _parsed(url: str) -> Any:
     try:
         found = make_url(url)
         found.get_dialect()
-    except (ArgumentError, NoSuchModuleError):
+    except (ArgumentError, ModuleNotFoundError, NoSuchModuleError):
         raise ConfigError(
             "events: not the url of a database; expected sqlite:////PATH or postgresql+psycopg://HOST/DATABASE"
         ) from None

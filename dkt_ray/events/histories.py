@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Engine, Select, Table, delete, func, insert, select, union_all, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from dkt_ray.errors import UnavailableError
 from dkt_ray.events import tombstones
-from dkt_ray.events.database import retried, written
+from dkt_ray.events.database import reading, retried, written
 from dkt_ray.events.model import Event, ForgottenError, History, Receipt
 from dkt_ray.events.scrub import Scrubber
 from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS, TOMBSTONES, UNSCRUBBED, WAITING
@@ -141,7 +142,7 @@ class SqlHistories:
         while not self._closed.wait(POLL_S):
             try:
                 self._meet_deletions()
-            except UnavailableError as error:
+            except (UnavailableError, SQLAlchemyError) as error:
                 logger.warning("deletions by others could not be looked up, trying again: %s", error)
 
     def _first(self) -> tuple[int, int] | None:
@@ -170,7 +171,7 @@ def _read(engine: Engine, user: str, mark: str, limit: int, known: _Known | None
     Raises:
         ForgottenError: he was deleted.
     """
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         found = None if known is None else _with_new(connection, user, known)
         found = found or _afresh(connection, user, limit)
         if connection.execute(select(TOMBSTONES.c.number).where(TOMBSTONES.c.mark == mark)).first() is not None:
