@@ -155,9 +155,7 @@ def _next(config: PrepareConfig, inputs: Inputs, files: Store, engine: Engine) -
     if gone and config.append:
         config, inputs = _with_all_files(config, found.manifest, inputs)
     plan = _plan(config, inputs, split, found.manifest, engine, naming, gone)
-    if not plan.new.columns:
-        return plan, found.manifest
-    return plan, _prepare(config, plan, split, found, files, engine)
+    return plan, _prepare(config, plan, split, found, files, engine) if plan.new.columns else found.manifest
 
 
 def _as_the_format_says(config: PrepareConfig, inputs: Inputs) -> PrepareConfig:
