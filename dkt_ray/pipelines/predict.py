@@ -148,6 +148,10 @@ def _there(config: PredictConfig, body: Mapping[str, Any]) -> PredictResponse:
 
 
 def _here(config: PredictConfig, body: Mapping[str, Any], bundle: str) -> PredictResponse:
+    if "user_id" in body:
+        raise InputError(
+            f"{config.history}: user_id stands for a history that a service keeps; leave it out, or leave out bundle"
+        )
     registry = Registry(open_store(config.store))
     digest = resolve(registry, bundle)
     predictor = Predictor.load(local_copy(registry, digest), digest)

@@ -89,6 +89,13 @@ def test_a_deleted_user_is_refused(ask, api, known):
         ask(user_id="gone", targets=(known[0],))
 
 
+def test_a_bundle_here_has_no_history_of_a_user_whom_a_file_names(tmp_path):
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"user_id": "u", "targets": ["q"]}))
+    with pytest.raises(InputError, match=r"request.json: user_id stands for a history that a service keeps"):
+        predict.run(predict.PredictConfig(history=str(request), bundle="champion", store=str(tmp_path)))
+
+
 def test_a_user_has_his_history_at_the_service(tmp_path):
     from dkt_ray.config import build
 
