@@ -11,20 +11,19 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
-import polars as pl
 from sqlalchemy import Engine, delete, select
 
 from dkt_ray.errors import UnavailableError
+from dkt_ray.events import copies
 from dkt_ray.events.database import ATTEMPTS, retried, written
 from dkt_ray.events.tables import UNSCRUBBED
 
 logger = logging.getLogger(__name__)
 
-CHUNK: Final = 4 << 20  # bytes that are searched at one time
 SHORTEST: Final = 16  # bytes of a word that is searched for: a shorter one may be a part of what others have
 AGAIN_S: Final = 1.0  # after a reader or a writer was in the way
 
@@ -103,7 +102,7 @@ def scrub(engine: Engine, words: Collection[str]) -> None:
         return
     _execute(engine, "PRAGMA wal_checkpoint(TRUNCATE)")
     searched = [word for word in words if len(word.encode()) >= SHORTEST]
-    if engine.url.database and searched and holds(Path(engine.url.database), searched):
+    if engine.url.database and searched and copies.found(Path(engine.url.database), searched):
         vacuum(engine)
 
 
@@ -118,28 +117,12 @@ def vacuum(engine: Engine) -> None:
         _execute(engine, "PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def holds(path: Path, words: Collection[str]) -> bool:
-    """Whether a file holds one of some words."""
-    patterns = [word.encode().decode("latin-1") for word in words]
-    longest = max(map(len, patterns))
-    return any(pl.Series([text]).str.contains_any(patterns).item() for text in _texts(path, longest))
-
-
 def _unscrubbed(engine: Engine) -> set[int]:
     def rows() -> set[int]:
         with engine.connect() as connection:
             return set(connection.execute(select(UNSCRUBBED.c.number)).scalars())
 
     return retried(rows)
-
-
-def _texts(path: Path, overlap: int) -> Iterator[str]:
-    """A file in pieces that overlap, a character for each byte."""
-    rest = b""
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield (rest + chunk).decode("latin-1")
-            rest = chunk[-overlap:]
 
 
 def _execute(engine: Engine, statement: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import count
@@ -13,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DatabaseError
 
 from dkt_ray.errors import ConfigError, UnavailableError
-from dkt_ray.events import database, histories, scrub
+from dkt_ray.events import copies, database, histories, scrub
 from dkt_ray.events.database import check_shared, events_url, open_engine, writing
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.events.tables import EVENTS, UNSCRUBBED
@@ -73,7 +75,7 @@ def delete_carelessly(events: Events, file: Path) -> None:
         careless.execute("DELETE FROM events WHERE user = ?", [ANN])
         careless.commit()
         careless.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert scrub.holds(file, [ANN])
+    assert copies.found(file, [ANN])
 
 
 def test_stale_copies_in_the_file_are_found_and_removed(events: Events, tmp_path: Path) -> None:
@@ -81,10 +83,28 @@ def test_stale_copies_in_the_file_are_found_and_removed(events: Events, tmp_path
     delete_carelessly(events, tmp_path / "events0.db")
     events.histories.delete(ANN)
     until(lambda: not unscrubbed(events))
-    assert not scrub.holds(tmp_path / "events0.db", [ANN])
-    assert scrub.holds(tmp_path / "events0.db", ["nobody", BOB])
+    assert not copies.found(tmp_path / "events0.db", [ANN])
+    assert copies.found(tmp_path / "events0.db", ["nobody", BOB])
     assert events.log.end() == 40
     assert len(events.histories.get(BOB, 50).question) == 20
+
+
+def test_after_a_deletion_the_log_survives_the_leaving_of_another_process(
+    events: Events, url: str, tmp_path: Path
+) -> None:
+    """A process that opened the database's file by itself would have lost its locks; the other one deletes the log."""
+    delete_carelessly(events, tmp_path / "events0.db")
+    events.histories.delete(ANN)
+    until(lambda: not unscrubbed(events))
+    other = "import sys; from dkt_ray.events.sql import open_events; e = open_events(sys.argv[1]); print(e.log.count())"
+
+    def seen_by_another() -> int:
+        program = f"{other}; e.close()"
+        return int(subprocess.run([sys.executable, "-c", program, url], capture_output=True, check=True).stdout)
+
+    assert seen_by_another() == 20
+    events.log.append([answer(number, BOB) for number in range(100, 110)])
+    assert seen_by_another() == events.log.count() == 30
 
 
 def test_a_reader_stops_no_deletion_and_what_is_left_is_scrubbed_after_it(
@@ -110,10 +130,10 @@ def test_what_a_process_left_behind_is_scrubbed_at_the_next_start(
         delete_carelessly(events, tmp_path / "events0.db")
         events.histories.delete(ANN)
         events.close()
-    assert scrub.holds(tmp_path / "events0.db", [ANN])
+    assert copies.found(tmp_path / "events0.db", [ANN])
     again = open_events(url, PRIVACY)
     until(lambda: not unscrubbed(again))
-    assert not scrub.holds(tmp_path / "events0.db", [ANN])
+    assert not copies.found(tmp_path / "events0.db", [ANN])
     again.close()
 
 
@@ -160,11 +180,11 @@ def test_what_no_later_attempt_can_open_is_refused_at_the_start() -> None:
 
 
 def test_a_word_is_found_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrub, "CHUNK", 16)
+    monkeypatch.setattr(copies, "CHUNK", 16)
     for place in range(40):
         (tmp_path / "file").write_bytes(b"\xff" * place + "Zoë".encode() + b"\x00" * 10)
-        assert scrub.holds(tmp_path / "file", ["ann", "Zoë"])
-        assert not scrub.holds(tmp_path / "file", ["ann", "Zoe"])
+        assert copies.holds(tmp_path / "file", ["ann", "Zoë"])
+        assert not copies.holds(tmp_path / "file", ["ann", "Zoe"])
 
 
 def test_a_database_that_stays_locked_is_unavailable(
