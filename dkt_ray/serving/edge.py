@@ -195,7 +195,7 @@ def _refusal(headers: Mapping[bytes, bytes], scope: Scope, request_id: str) -> R
     path = scope["path"]
     if CONTROL.search(path):  # the router would take a line feed at the end away, and with it name somebody else
         detail = "The path has a control character in it; leave it out"
-        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, path, request_id)
+        return problem(HTTPStatus.BAD_REQUEST, detail, path, request_id)
     if not re.fullmatch(rb"[0-9]{1,9}", headers.get(DEADLINE, b"0")):
         detail = "X-Request-Deadline-Ms is not a whole number of milliseconds; send how long you still wait"
         return problem(HTTPStatus.BAD_REQUEST, detail, path, request_id)

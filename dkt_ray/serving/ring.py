@@ -43,7 +43,8 @@ class Ring:
         except NotFoundError:
             if required:
                 raise needed(store) from None
-        for holder in self._keys.holders if self._keys else ():
+        keys = self.known.keys
+        for holder in keys.holders if keys else ():
             Privacy.of_environment().user("", holder.tenant)  # has a key for tenants, or says so now
         self.recount()
 

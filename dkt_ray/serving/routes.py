@@ -55,7 +55,7 @@ Choose = Callable[[str | None], Served]  # which bundle answers a student; None:
 DEFAULT_SET: Final = "default"
 DEFAULT_SET_SIZE: Final = 100  # the most answered questions
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"description": "the body is not JSON", "content": {edge.PROBLEM: {}}},
+    400: {"description": "the body is not JSON, or the path holds a control character", "content": {edge.PROBLEM: {}}},
     410: {"description": "the user was deleted", "content": {edge.PROBLEM: {}}},
     413: {"description": "the body is over 8 MB", "content": {edge.PROBLEM: {}}},
     415: {"description": "the body is not announced as JSON", "content": {edge.PROBLEM: {}}},
