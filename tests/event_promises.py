@@ -193,7 +193,6 @@ class EventPromises:
         with pytest.raises(ForgottenError, match="event 1"):
             events.log.append([answer(9, BOB), answer(1)])
         assert [graded.event for graded in events.log.read(0, 9)] == [answer(3, BOB)]
-        until(lambda: PRIVACY.mark(ANN) not in other.histories._known)
         other.close()
 
     def test_a_deletion_leaves_the_memory_of_processes_that_are_not_asked(self, events: Events, url: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, NamedTuple
 
 import polars as pl
@@ -15,11 +16,12 @@ from dkt_ray.client import Client, NoAnswerError, RefusedError
 from dkt_ray.config import Config
 from dkt_ray.data import reader
 from dkt_ray.data.parse import locate, parse
-from dkt_ray.errors import DktError
+from dkt_ray.errors import DktError, InputError
 from dkt_ray.log import progress
 from dkt_ray.schema import CONCEPT_SEPARATOR, UNKNOWN
 from dkt_ray.serving.events_contract import MAX_EVENTS
 from dkt_ray.storage import list_inputs
+from dkt_ray.storage.aws import SCHEME
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,9 @@ class EventsConfig(Config):
     columns: dict[str, str] = Field(default_factory=dict)
     """Columns with other names than the six-column schema's, e.g. {user: student_id}."""
     name: str | None = None
-    """What the log is called in the ids of its events, NAME:ROW; unset: each file's name. The same rows under the same
-    name are the same events, so that a command that was interrupted can be given again."""
+    """What the log, a single file, is called in the ids of its events, NAME:ROW; unset: each file's name, below the
+    folder that `path` names. The same rows under the same name are the same events, so that a command that was
+    interrupted can be given again."""
     url: str = "http://127.0.0.1:8000"
     """Address of the service; its key, where it wants one, is taken from DKT_API_KEY."""
     deadline_s: float = Field(default=60.0, gt=0)
@@ -68,9 +71,8 @@ def run(config: EventsConfig) -> dict[str, Any]:
         if config.path is None:
             return {"events": client.events().events}
         totals = dict.fromkeys(("added", "waiting", "repeated", "rejected"), 0)
-        paths = list_inputs(config.path)
-        for path in paths:
-            _send(path, config, client, totals)
+        for path, name in _named(config.path, config.name).items():
+            _send(path, name, config, client, totals)
     logger.info("%s", ", ".join(f"{count} {word}" for word, count in totals.items()))
     return totals | {"seconds": round(time.monotonic() - started, 2)}
 
@@ -96,9 +98,30 @@ def parts(path: str, columns: Mapping[str, str], name: str, rows: int = MAX_EVEN
                 yield Part(events[start : start + rows], 0, "")
 
 
-def _send(path: str, config: EventsConfig, client: Client, totals: dict[str, int]) -> None:
+def _named(path: str, name: str | None) -> dict[str, str]:
+    """The files that a path names, each with its name in ids: no two files have the same.
+
+    Raises:
+        InputError: one name for several files.
+    """
+    paths = list_inputs(path)
+    if len(paths) == 1 and (name is not None or PurePath(path).name == PurePath(paths[0]).name):
+        return {paths[0]: name or PurePath(path).name}
+    if name is not None:
+        raise InputError(
+            f"name={name!r}, but {path} are {len(paths)} files, whose rows would be the same events; unset it"
+        )
+    return {each: each.removeprefix(_base(path)).lstrip("/") for each in paths}
+
+
+def _base(path: str) -> str:
+    """The folder below which a folder or a glob finds files, whatever else comes to lie there."""
+    whole = path if path.startswith(SCHEME) else str(Path(path).absolute())
+    return re.split(r"/[^/]*[*?[]", whole, maxsplit=1)[0]
+
+
+def _send(path: str, name: str, config: EventsConfig, client: Client, totals: dict[str, int]) -> None:
     columns = locate(reader.header(path), config.columns, path)
-    name = config.name or PurePath(path).name
     blocks = (block for source in reader.sources([path]) for block in reader.blocks(source, columns))
     total = sum(len(block.raw) + len(block.malformed) for block in blocks)
     with progress(f"send {PurePath(path).name}", total) as done:

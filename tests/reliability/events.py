@@ -147,7 +147,6 @@ def forgotten(world: World, url: str, count: int, folder: Path) -> Outcome:
         refused = sum(_is_gone(client, name) for name in marked)
     after_delete = _traces(marked, url, store)
     forget.run(forget.ForgetConfig(events=url, store=str(store)))
-    prepare.run(dataset)
     after_compaction = _traces(marked, url, store)
     rows = sum(sum(each.removed.values()) for each in deleted)
     figures = {

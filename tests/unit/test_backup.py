@@ -9,7 +9,7 @@ import pytest
 
 from dkt_ray.errors import ConfigError, UnavailableError
 from dkt_ray.events.backup import BackupConfig, run
-from dkt_ray.events.sql import open_events
+from dkt_ray.events.sql import Events, open_events
 from tests.event_promises import ANN, PRIVACY, answer, until
 
 
@@ -26,7 +26,18 @@ def test_a_copy_made_under_writers_is_of_one_moment(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    counts = []
+    counts: list[int] = []
+    try:
+        _copied(events, tmp_path, counts)
+    finally:
+        ended.set()
+        writer.join()
+        events.close()
+    assert [count % 2 for count in counts] == [0] * 5
+    assert counts == sorted(set(counts))
+
+
+def _copied(events: Events, tmp_path: Path, counts: list[int]) -> None:
     for turn in range(5):
         until(lambda: events.log.count() > (counts[-1] if counts else 0))
         copy = tmp_path / "backup" / f"{turn}.db"
@@ -38,11 +49,6 @@ def test_a_copy_made_under_writers_is_of_one_moment(tmp_path: Path) -> None:
         assert len(restored.histories.get(ANN, 10**6).question) == counts[-1]
         assert restored.log.append([answer(0)]).repeated == 1
         restored.close()
-    ended.set()
-    writer.join()
-    events.close()
-    assert [count % 2 for count in counts] == [0] * 5
-    assert counts == sorted(set(counts))
 
 
 def test_what_cannot_be_copied_is_told(tmp_path: Path) -> None:

@@ -78,3 +78,13 @@ def test_a_log_without_the_columns_is_refused_with_the_remedy(send, tmp_path):
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=r"--set data\.columns\.user"):
         send(tmp_path / "log.csv")
+
+
+def test_files_of_one_name_in_several_folders_are_not_the_same_events(send, tmp_path):
+    for day in ("day1", "day2"):
+        (tmp_path / "logs" / day).mkdir(parents=True)
+        write(tmp_path / "logs" / day / "part-0.csv", [f"u,{day},,1,2026-03-02 16:00:00,"])
+        assert send(tmp_path / "logs")["added"] == 1  # the first day's is the same with and without the second
+    assert send(tmp_path / "logs" / "*" / "part-*.csv")["repeated"] == 2
+    with pytest.raises(InputError, match="name='x'"):
+        send(tmp_path / "logs", name="x")
