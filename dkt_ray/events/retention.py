@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, insert, select
@@ -28,18 +29,25 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
     Raises:
         UnavailableError: the database cannot be reached.
     """
+
+    def tell(connection: Connection) -> None:
+        _tell(connection, kept_from)
+
     times = [(table, name) for table in METADATA.sorted_tables for name in TIMES if name in table.c]
-    removed = {table.name: remove(engine, table, table.c[name] < kept_from) for table, name in times}
+    removed = {table.name: remove(engine, table, table.c[name] < kept_from, told=tell) for table, name in times}
     if any(removed.values()):
         vacuum(engine)
     return removed
 
 
-def remove(engine: Engine, table: Table, *which: ColumnElement[bool]) -> int:
+def remove(
+    engine: Engine, table: Table, *which: ColumnElement[bool], told: Callable[[Connection], None] | None = None
+) -> int:
     """Remove rows of a table; returns how many.
 
     Args:
         which: all of it holds for those that go.
+        told: called in the transaction of each batch.
 
     Raises:
         UnavailableError: the database cannot be reached.
@@ -49,8 +57,8 @@ def remove(engine: Engine, table: Table, *which: ColumnElement[bool]) -> int:
 
     def some(connection: Connection) -> int:
         removed = connection.execute(delete(table).where(key.in_(old))).rowcount
-        if removed:
-            _tell(connection, kept_from)
+        if removed and told is not None:
+            told(connection)
         return removed
 
     total = 0
