@@ -71,6 +71,18 @@ def required_url(setting: str | None) -> str:
     return url
 
 
+def existing(url: str) -> str:
+    """A url of a database that is there already: the service makes it, no job.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = _parsed(url).database
+    if _parsed(url).get_backend_name() == "sqlite" and path and not Path(path).is_file():
+        raise ConfigError(f"events: {path}: no such file; give the url that the service has (dkt rollout makes it)")
+    return url
+
+
 def check_shared(url: str, nodes: int) -> None:
     """Refuse a file where it would not be the same one for all.
 

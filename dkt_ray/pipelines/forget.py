@@ -19,7 +19,7 @@ from dkt_ray.data import reader
 from dkt_ray.data.naming import Naming
 from dkt_ray.errors import ConfigError, ConflictError, DktError
 from dkt_ray.events import parts, tombstones
-from dkt_ray.events.database import events_url
+from dkt_ray.events.database import events_url, existing
 from dkt_ray.events.retention import expire
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.features.dataset import Manifest, folder
@@ -94,7 +94,7 @@ def _of_the_database(config: ForgetConfig, store: Store, kept_from: int | None) 
     url = events_url(config.events)
     if url is None:
         return {}, 0
-    events = open_events(url)
+    events = open_events(existing(url))
     try:
         _bury_again(events, tombstones.forgotten(store, events.log.privacy))
         removed = {} if kept_from is None else expire(events.engine, kept_from)

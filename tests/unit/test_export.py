@@ -124,6 +124,9 @@ def test_without_a_database_there_is_nothing_to_export(tmp_path: Path, monkeypat
     monkeypatch.delenv("DKT_EVENTS_URL", raising=False)
     with pytest.raises(ConfigError, match="DKT_EVENTS_URL"):
         run(tmp_path, events=None)
+    with pytest.raises(ConfigError, match="no such file"):
+        run(tmp_path)
+    assert not list(tmp_path.glob("events.db*"))
 
 
 def test_old_rows_are_left_out_of_a_part() -> None:
