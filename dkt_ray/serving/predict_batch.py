@@ -52,7 +52,7 @@ async def items(students: Sequence[Any], find: Find, answer: AnswerItem) -> list
     read, rows = list[Item | Fields](), 0
     find = _until_unavailable(find)
     for index, value in enumerate(students):
-        item = await _read(value, f"/students/{index}", find)
+        item = await asyncio.create_task(_read(value, f"/students/{index}", find))  # whom it is about stays in the task
         rows += item.query.rows if isinstance(item, Item) else 0
         if rows > MAX_ROWS:
             message = f"{rows} events and targets of the first {index + 1}; expected at most {MAX_ROWS} together"
