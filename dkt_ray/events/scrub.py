@@ -75,7 +75,7 @@ class Scrubber:
     def _scrub(self) -> None:
         with self._lock:
             words = dict(self._waiting)
-        numbers = {*words, *(_unscrubbed(self._engine) if self._left_behind else ())}
+        numbers = {*words, *(unscrubbed(self._engine) if self._left_behind else ())}
         if numbers:
             if numbers > words.keys():  # nobody knows what was deleted
                 vacuum(self._engine)
@@ -117,7 +117,9 @@ def vacuum(engine: Engine) -> None:
         _execute(engine, "PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _unscrubbed(engine: Engine) -> set[int]:
+def unscrubbed(engine: Engine) -> set[int]:
+    """The deletions after which copies were not looked for yet, by number in UNSCRUBBED."""
+
     def rows() -> set[int]:
         with engine.connect() as connection:
             return set(connection.execute(select(UNSCRUBBED.c.number)).scalars())

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from dkt_ray.config import build
 from dkt_ray.events.model import Event
+from dkt_ray.events.scrub import unscrubbed
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.pipelines import export, forget, prepare
-from tests.event_promises import PRIVACY
+from tests.event_promises import PRIVACY, until
 
 ANSWERS = 6  # of each user
 NOW = 1_700_000_000_000
@@ -68,6 +69,7 @@ def run(folder: Path, count: int) -> dict[str, Any]:
         events.histories.delete(name)
     told = forget.run(forget.ForgetConfig(events=url, store=store))
     replica.histories._meet_deletions()
+    until(lambda: not unscrubbed(events.engine))
     everything = words(folder) + said.getvalue()
     remembered = {*events.histories._known, *replica.histories._known}
     planted = [*deleted, *users, *(PRIVACY.event(f"{user}-{n}") for user in users[::2] for n in range(ANSWERS))]
