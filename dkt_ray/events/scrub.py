@@ -67,7 +67,7 @@ class Scrubber:
             closing = self._closed.is_set()
             try:
                 self._scrub()
-            except UnavailableError as error:
+            except (UnavailableError, RuntimeError) as error:  # the other one: of the process that looks
                 logger.warning("what was deleted could not be scrubbed, trying again: %s", error)
                 self._closed.wait(AGAIN_S)
                 self._wake.set()
