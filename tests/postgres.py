@@ -30,7 +30,6 @@ def postgres() -> Iterator[Callable[[], str]]:
     folder = Path(tempfile.mkdtemp(prefix="dkt-pg-", dir="/tmp"))  # short: the unix socket lives there
     who = pwd.getpwnam(UNPRIVILEGED) if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     os.chown(folder, who.pw_uid, who.pw_gid)
-    os.chmod(folder, 0o700)  # noqa: PTH101
     as_him = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
     data = folder / "data"
     initialised = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -35,12 +35,14 @@ STATEMENT_S: Final = 60  # most of a statement, IDLE_S of a transaction that sta
 IDLE_S: Final = 20
 SILENT_S: Final = 20  # after which a server that says nothing is given up
 CONNECTIONS: Final = 8  # of a process that stay open; twice as many at a peak
+AT_ONCE: Final = 400  # values of one IN list
 
 _WRITER: Final = 0x646B7401  # numbers of PostgreSQL's advisory locks
 _MIGRATION: Final = 0x646B7402
 _WRITES: Final = "dkt_writes"  # execution option of a connection that will write
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 def events_url(setting: str | None) -> str | None:
@@ -218,6 +220,25 @@ def written(engine: Engine, work: Callable[[Connection], T]) -> T:
             return work(connection)
 
     return retried(attempt)
+
+
+def read(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """What `work` returns, which only reads; it may be called again.
+
+    Raises:
+        UnavailableError: the database could not be reached within the attempts.
+    """
+
+    def attempt() -> T:
+        with engine.connect() as connection:
+            return work(connection)
+
+    return retried(attempt)
+
+
+def pieces(values: Sequence[V]) -> list[Sequence[V]]:
+    """Values in portions that fit one IN list."""
+    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]
 
 
 def retried(attempt: Callable[[], T]) -> T:

@@ -18,15 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dkt_ray.errors import UnavailableError
 from dkt_ray.events import tombstones
-from dkt_ray.events.database import reading, retried, written
+from dkt_ray.events.database import read, reading, retried, written
 from dkt_ray.events.model import Event, ForgottenError, History, Receipt
 from dkt_ray.events.scrub import Scrubber
-from dkt_ray.events.tables import EVENTS, METADATA, RETENTIONS, TOMBSTONES, UNSCRUBBED, WAITING
+from dkt_ray.events.tables import EVENTS, OF_USERS, RETENTIONS, TOMBSTONES, UNSCRUBBED, WAITING
 from dkt_ray.privacy import Privacy
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED_ROWS: Final = 1_000_000  # of all users together; some 200 bytes each
+REMEMBERED_ROWS: Final = 1_000_000  # of all users together; some 330 bytes each
 POLL_S: Final = 1.0
 
 _OF_A_USER: Final = 8  # what it costs to remember a user, in rows
@@ -94,12 +94,7 @@ class SqlHistories:
     def waiting(self, user: str) -> int:
         """See `HistoryStore.waiting`."""
         query = select(func.count()).select_from(WAITING).where(WAITING.c.user == user)
-
-        def rows() -> int:
-            with self._engine.connect() as connection:
-                return connection.execute(query).scalar_one()
-
-        return retried(rows)
+        return read(self._engine, lambda connection: connection.execute(query).scalar_one())
 
     def append(self, events: Sequence[Event]) -> None:
         """See `HistoryStore.append`: nothing to be done, as each `get` asks for what is new."""
@@ -147,12 +142,12 @@ class SqlHistories:
 
     def _first(self) -> tuple[int, int] | None:
         try:
-            return retried(lambda: _newest(self._engine))
+            return read(self._engine, _newest)
         except UnavailableError:
             return None
 
     def _meet_deletions(self) -> None:
-        newest = retried(lambda: _newest(self._engine))
+        newest = read(self._engine, _newest)
         if self._met is None:
             self._clear()  # what was read before may be deleted since
             self._met = newest
@@ -174,7 +169,7 @@ def _read(engine: Engine, user: str, mark: str, limit: int, known: _Known | None
     with reading(engine) as connection:
         found = None if known is None else _with_new(connection, user, known)
         found = found or _afresh(connection, user, limit)
-        if connection.execute(select(TOMBSTONES.c.number).where(TOMBSTONES.c.mark == mark)).first() is not None:
+        if tombstones.among(connection, [mark]):
             raise ForgottenError("the user was deleted; nothing is kept of him")
     return found
 
@@ -215,8 +210,7 @@ def _delete(connection: Connection, user: str, mark: str) -> tuple[Receipt, list
     """
     mine = [select(table.c.event_id).where(table.c.user == user) for table in (EVENTS, WAITING)]
     ids = [*connection.execute(union_all(*mine)).scalars()]
-    tables = [table for table in METADATA.sorted_tables if "user" in table.c]
-    removed = {table.name: connection.execute(delete(table).where(table.c.user == user)).rowcount for table in tables}
+    removed = {table.name: connection.execute(delete(table).where(table.c.user == user)).rowcount for table in OF_USERS}
     found = select(TOMBSTONES.c.deleted_at).where(TOMBSTONES.c.mark == mark)
     deleted_at = connection.execute(found).scalar()
     if deleted_at is None:
@@ -229,10 +223,9 @@ def _delete(connection: Connection, user: str, mark: str) -> tuple[Receipt, list
     return Receipt(mark, deleted_at, removed), ids, unscrubbed[0]
 
 
-def _newest(engine: Engine) -> tuple[int, int]:
+def _newest(connection: Connection) -> tuple[int, int]:
     """The latest tombstone and the latest retention, by number."""
-    with engine.connect() as connection:
-        return _highest(connection, TOMBSTONES), _highest(connection, RETENTIONS)
+    return _highest(connection, TOMBSTONES), _highest(connection, RETENTIONS)
 
 
 def _highest(connection: Connection, table: Table) -> int:

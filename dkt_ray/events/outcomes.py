@@ -17,18 +17,17 @@ import numpy.typing as npt
 from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
 
 from dkt_ray import metrics
-from dkt_ray.events.database import retried, written
-from dkt_ray.events.model import Event
+from dkt_ray.events import tombstones
+from dkt_ray.events.database import pieces, read, written
+from dkt_ray.events.model import DAY_MS, Event
 from dkt_ray.events.retention import remove
-from dkt_ray.events.tables import EVENTS, OUTCOMES, PREDICTIONS, RECOMMENDATIONS, TOMBSTONES
+from dkt_ray.events.tables import EVENTS, OUTCOMES, PREDICTIONS, RECOMMENDATIONS
 from dkt_ray.metrics import Estimate
 from dkt_ray.privacy import Privacy
 
-DAY_MS: Final = 86_400_000
 KEPT_DAYS: Final = 30
 WINDOW: Final = 10_000  # outcomes of a bundle that figures are of, the latest ones
 OPEN: Final = 10  # predictions of one user, question and bundle: an answer may be told of after later ones were made
-AT_ONCE: Final = 400  # values of one IN list
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -115,7 +114,7 @@ class Outcomes:
         graded = sorted((event for event in events if event.correct is not None), key=lambda each: each.answered_at)
         if not graded:
             return 0
-        return written(self.engine, lambda connection: sum(_join(connection, each) for each in _pieces(graded)))
+        return written(self.engine, lambda connection: sum(_join(connection, each) for each in pieces(graded)))
 
     def expire(self, now: int, window: int = WINDOW) -> int:
         """Remove predictions and recommendations older than `KEPT_DAYS`, and outcomes that no figure is of any more.
@@ -150,19 +149,11 @@ class Outcomes:
         return Joined(found[:, 0], found[:, 1].astype(np.int64), found[:, 2].astype(np.int64))
 
     def _rows(self, query: Any) -> Sequence[Any]:
-        def rows() -> Sequence[Any]:
-            with self.engine.connect() as connection:
-                return connection.execute(query).all()
-
-        return retried(rows)
+        return read(self.engine, lambda connection: connection.execute(query).all())
 
     def _forgotten(self, connection: Connection, users: set[str]) -> set[str]:
         marks = {self.privacy.mark(user): user for user in users}
-        found = set()
-        for chosen in _pieces(list(marks)):
-            query = select(TOMBSTONES.c.mark).where(TOMBSTONES.c.mark.in_(chosen))
-            found |= {marks[mark] for (mark,) in connection.execute(query)}
-        return found
+        return {marks[mark] for mark in tombstones.among(connection, marks)}
 
 
 def figures(joined: Joined) -> dict[str, Any]:
@@ -197,7 +188,7 @@ def _crowd_out(connection: Connection, predictions: Sequence[Prediction]) -> Non
     same = (PREDICTIONS.c.user, PREDICTIONS.c.question, PREDICTIONS.c.bundle)
     latest_first = (PREDICTIONS.c.at.desc(), PREDICTIONS.c.number.desc())
     place = func.row_number().over(partition_by=same, order_by=latest_first).label("place")
-    for chosen in _pieces(predictions):
+    for chosen in pieces(predictions):
         users, questions = ({getattr(each, name) for each in chosen} for name in ("user", "question"))
         ranked = select(PREDICTIONS.c.number, place).where(
             PREDICTIONS.c.user.in_(users), PREDICTIONS.c.question.in_(questions)
@@ -221,7 +212,7 @@ def _join(connection: Connection, events: Sequence[Event]) -> int:
             met.append((event, before[-1]))
         used += [row.number for row in before]
         foreseen[event.user, event.question] = waiting[len(before) :]
-    for chosen in _pieces(used):
+    for chosen in pieces(used):
         connection.execute(delete(PREDICTIONS).where(PREDICTIONS.c.number.in_(chosen)))
     answers = _answers(connection, met)
     made = [
@@ -260,7 +251,3 @@ def _foreseen(connection: Connection, events: Sequence[Event]) -> dict[tuple[str
     for row in connection.execute(query):
         found[row.user, row.question].append(row)
     return found
-
-
-def _pieces(values: Sequence[Any]) -> list[Sequence[Any]]:
-    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]

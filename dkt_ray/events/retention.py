@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, insert, select
@@ -29,10 +30,7 @@ def expire(engine: Engine, kept_from: int) -> dict[str, int]:
     Raises:
         UnavailableError: the database cannot be reached.
     """
-
-    def tell(connection: Connection) -> None:
-        _tell(connection, kept_from)
-
+    tell = partial(_tell, kept_from=kept_from)
     times = [(table, name) for table in METADATA.sorted_tables for name in TIMES if name in table.c]
     removed = {table.name: remove(engine, table, table.c[name] < kept_from, told=tell) for table, name in times}
     if any(removed.values()):

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, delete, select
 
 from dkt_ray.errors import UnavailableError
 from dkt_ray.events import copies
-from dkt_ray.events.database import ATTEMPTS, retried, written
+from dkt_ray.events.database import ATTEMPTS, read, retried, written
 from dkt_ray.events.tables import UNSCRUBBED
 
 logger = logging.getLogger(__name__)
@@ -119,12 +119,7 @@ def vacuum(engine: Engine) -> None:
 
 def unscrubbed(engine: Engine) -> set[int]:
     """The deletions after which copies were not looked for yet, by number in UNSCRUBBED."""
-
-    def rows() -> set[int]:
-        with engine.connect() as connection:
-            return set(connection.execute(select(UNSCRUBBED.c.number)).scalars())
-
-    return retried(rows)
+    return read(engine, lambda connection: set(connection.execute(select(UNSCRUBBED.c.number)).scalars()))
 
 
 def _execute(engine: Engine, statement: str) -> None:

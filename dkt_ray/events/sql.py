@@ -8,15 +8,15 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
 
-from dkt_ray.events.database import open_engine, retried, written
+from dkt_ray.events import tombstones
+from dkt_ray.events.database import open_engine, pieces, read, written
 from dkt_ray.events.histories import SqlHistories
 from dkt_ray.events.model import Appended, Event, EventConflictError, ForgottenError, Graded
-from dkt_ray.events.tables import EVENTS, IDENTITY, TOMBSTONES, WAITING
+from dkt_ray.events.tables import EVENTS, IDENTITY, WAITING
 from dkt_ray.privacy import Privacy
 
 FIELDS: Final = tuple(Event.__dataclass_fields__)
 OPTIONAL: Final = ("answer", "shown_at", "test", "concepts")  # a retry or a grade may leave them out
-AT_ONCE: Final = 500  # values of one IN list
 
 
 @dataclass(frozen=True)
@@ -67,41 +67,26 @@ class SqlEventLog:
         columns = [EVENTS.c.sequence, *(EVENTS.c[name] for name in FIELDS)]
         query = select(*columns).where(EVENTS.c.sequence > after).order_by(EVENTS.c.sequence).limit(limit)
 
-        def rows() -> list[Graded]:
-            with self.engine.connect() as connection:
-                return [Graded(sequence, Event(*values)) for sequence, *values in connection.execute(query)]
+        def rows(connection: Connection) -> list[Graded]:
+            return [Graded(sequence, Event(*values)) for sequence, *values in connection.execute(query)]
 
-        return retried(rows)
+        return read(self.engine, rows)
 
     def count(self) -> int:
         """See `EventLog.count`."""
-
-        def rows() -> int:
-            with self.engine.connect() as connection:
-                return connection.execute(select(func.count()).select_from(EVENTS)).scalar_one()
-
-        return retried(rows)
+        query = select(func.count()).select_from(EVENTS)
+        return read(self.engine, lambda connection: connection.execute(query).scalar_one())
 
     def identity(self) -> str:
         """Which log it is; a copy made by `dkt backup` is another one."""
-
-        def rows() -> str:
-            with self.engine.connect() as connection:
-                return connection.execute(select(IDENTITY.c.identity)).scalar_one()
-
-        return retried(rows)
+        return read(self.engine, lambda connection: connection.execute(select(IDENTITY.c.identity)).scalar_one())
 
     def end(self) -> int:
         """The highest place that was ever given, be the event there or deleted."""
         counter = "SELECT last_value FROM events_sequence_seq"
         if self.engine.dialect.name == "sqlite":
             counter = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events'"
-
-        def rows() -> int:
-            with self.engine.connect() as connection:
-                return int(connection.exec_driver_sql(counter).scalar_one())
-
-        return retried(rows)
+        return read(self.engine, lambda connection: int(connection.exec_driver_sql(counter).scalar_one()))
 
     def _append(self, connection: Connection, events: Sequence[Event]) -> Appended:
         self._refuse_forgotten(connection, events)
@@ -117,7 +102,7 @@ class SqlEventLog:
             if there is not None and event.event_id not in new:
                 grades.add(event.event_id)
             kept[event.event_id] = new[event.event_id] = merged
-        for chosen in _pieces(list(grades)):
+        for chosen in pieces(list(grades)):
             connection.execute(delete(WAITING).where(WAITING.c.event_id.in_(chosen)))
         graded = [event for event in new.values() if event.correct is not None]
         waiting = [_without_grade(event) for event in new.values() if event.correct is None]
@@ -128,18 +113,17 @@ class SqlEventLog:
         return Appended(len(graded), len(waiting), repeated, graded)
 
     def _refuse_forgotten(self, connection: Connection, events: Sequence[Event]) -> None:
-        marks = {self.privacy.mark(user): user for user in {event.user for event in events}}
-        for chosen in _pieces(list(marks)):
-            found = connection.execute(select(TOMBSTONES.c.mark).where(TOMBSTONES.c.mark.in_(chosen))).scalar()
-            if found is not None:
-                index = next(i for i, event in enumerate(events) if event.user == marks[found])
-                raise ForgottenError(f"event {index}: its user was deleted, and nothing is kept of him any more")
+        marks = {user: self.privacy.mark(user) for user in {event.user for event in events}}
+        gone = tombstones.among(connection, marks.values())
+        if gone:
+            index = next(i for i, event in enumerate(events) if marks[event.user] in gone)
+            raise ForgottenError(f"event {index}: its user was deleted, and nothing is kept of him any more")
 
 
 def _kept(connection: Connection, ids: Sequence[str]) -> dict[str, Event]:
     """The events that are there under some ids."""
     found: dict[str, Event] = {}
-    for chosen in _pieces(ids):
+    for chosen in pieces(ids):
         for table in (EVENTS, WAITING):
             for row in connection.execute(select(*_columns(table)).where(table.c.event_id.in_(chosen))).mappings():
                 found[row["event_id"]] = Event(**row)
@@ -167,7 +151,3 @@ def _without_grade(event: Event) -> dict[str, Any]:
     values = asdict(event)
     del values["correct"]
     return values
-
-
-def _pieces(values: Sequence[str]) -> list[Sequence[str]]:
-    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]

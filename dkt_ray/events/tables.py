@@ -124,3 +124,5 @@ OUTCOMES: Final = Table(
     Column("at", BigInteger, nullable=False),
     Index("outcomes_of_a_bundle", "bundle", "number"),
 )
+
+OF_USERS: Final = tuple(table for table in METADATA.sorted_tables if "user" in table.c)

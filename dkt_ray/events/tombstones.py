@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, Engine, insert, select, union
 
 from dkt_ray.errors import ConfigError, ConflictError, NotFoundError
-from dkt_ray.events.database import retried, written
-from dkt_ray.events.tables import METADATA, TOMBSTONES
+from dkt_ray.events.database import pieces, read, written
+from dkt_ray.events.tables import OF_USERS, TOMBSTONES
 from dkt_ray.privacy import PRIVACY_KEY, Privacy
 from dkt_ray.storage import Store
 
@@ -31,23 +31,26 @@ def buried(engine: Engine, after: int = 0) -> list[Tombstone]:
     """The tombstones with a higher number, in their order."""
     query = select(TOMBSTONES.c.number, TOMBSTONES.c.mark).where(TOMBSTONES.c.number > after)
 
-    def rows() -> list[Tombstone]:
-        with engine.connect() as connection:
-            return [Tombstone(*row) for row in connection.execute(query.order_by(TOMBSTONES.c.number))]
+    def rows(connection: Connection) -> list[Tombstone]:
+        return [Tombstone(*row) for row in connection.execute(query.order_by(TOMBSTONES.c.number))]
 
-    return retried(rows)
+    return read(engine, rows)
+
+
+def among(connection: Connection, marks: Collection[str]) -> set[str]:
+    """Those of some marks that are of users who were deleted."""
+    there = (select(TOMBSTONES.c.mark).where(TOMBSTONES.c.mark.in_(chosen)) for chosen in pieces(list(marks)))
+    return {mark for query in there for mark in connection.execute(query).scalars()}
 
 
 def users_of(engine: Engine, privacy: Privacy, marks: Collection[str]) -> list[str]:
     """The users in the database who have one of some marks."""
-    tables = [table for table in METADATA.sorted_tables if "user" in table.c]
+    everyone = union(*(select(table.c.user) for table in OF_USERS))
 
-    def rows() -> list[str]:
-        with engine.connect() as connection:
-            everyone = union(*(select(table.c.user) for table in tables))
-            return [user for (user,) in connection.execute(everyone) if privacy.mark(user) in marks]
+    def rows(connection: Connection) -> list[str]:
+        return [user for (user,) in connection.execute(everyone) if privacy.mark(user) in marks]
 
-    return retried(rows)
+    return read(engine, rows)
 
 
 def bury(engine: Engine, marks: Collection[str]) -> None:

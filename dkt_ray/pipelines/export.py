@@ -69,12 +69,11 @@ def run(config: ExportConfig) -> dict[str, Any]:
     started = time.monotonic()
     events = open_events(existing(required_url(config.events)))
     try:
-        files = open_store(config.store).child(parts.folder(config.name))
+        store = open_store(config.store)
+        files = store.child(parts.folder(config.name))
         with lease(files, f"export {config.name!r}"):
-            told = _export(config, events, files)
-        tombstones.remember(
-            open_store(config.store), [each.mark for each in tombstones.buried(events.engine)], events.log.privacy
-        )
+            told = _export(config, events, store, files)
+        tombstones.remember(store, [each.mark for each in tombstones.buried(events.engine)], events.log.privacy)
     finally:
         events.close()
     logger.info("export %s: %d events in %d new parts", config.name, told["rows"], told["parts"])
@@ -82,7 +81,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
     return {"export": config.name, "path": files.url, **told, "seconds": seconds}
 
 
-def _export(config: ExportConfig, events: Events, files: Store) -> dict[str, Any]:
+def _export(config: ExportConfig, events: Events, store: Store, files: Store) -> dict[str, Any]:
     pointer = _pointer(files)
     log, end = events.log.identity(), events.log.end()
     if pointer.log not in (None, log) or end < pointer.after:
@@ -94,7 +93,7 @@ def _export(config: ExportConfig, events: Events, files: Store) -> dict[str, Any
     pointer = pointer._replace(log=log)
     left = [key for key in parts.keys(files) if parts.first_of(key) > pointer.after]
     told = {"rows": 0, "parts": 0, "adopted": len(left), "forgotten": 0}
-    marks = set(tombstones.forgotten(open_store(config.store), events.log.privacy))  # a restored log may know fewer
+    marks = set(tombstones.forgotten(store, events.log.privacy))  # a restored log may know fewer
     met = 0
     for key, part in _parts(config, events, files, left, pointer.after):
         buried = tombstones.buried(events.engine, met)  # after the part is there: whoever is deleted later, forgets it

@@ -20,6 +20,7 @@ from dkt_ray.data.naming import Naming
 from dkt_ray.errors import ConfigError, ConflictError, DktError
 from dkt_ray.events import parts, tombstones
 from dkt_ray.events.database import events_url, existing
+from dkt_ray.events.model import DAY_MS
 from dkt_ray.events.retention import expire
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.features.dataset import Manifest, folder
@@ -34,7 +35,6 @@ from dkt_ray.storage.lease import lease
 
 logger = logging.getLogger(__name__)
 
-DAY_MS: Final = 24 * 3600 * 1000
 OUT_OF_FOLD: Final = "/oof.parquet"  # of a run's members: predictions by user
 
 

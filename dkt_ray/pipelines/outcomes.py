@@ -9,8 +9,7 @@ from pydantic import Field
 
 from dkt_ray import session
 from dkt_ray.config import Config
-from dkt_ray.errors import ConfigError
-from dkt_ray.events.database import EVENTS_URL, events_url
+from dkt_ray.events.database import required_url
 from dkt_ray.events.outcomes import WINDOW, Joined, Outcomes, figures, worse_by
 from dkt_ray.events.sql import open_events
 from dkt_ray.metrics import Estimate
@@ -66,10 +65,7 @@ def run(config: OutcomesConfig) -> dict[str, Any]:
         NotFoundError: the alias does not exist, though there is a rule about it.
         RolloutError: the bundle before does not come up.
     """
-    url = events_url(config.events)
-    if url is None:
-        raise ConfigError(f"events is not set; give the service's database, or set {EVENTS_URL}")
-    opened = open_events(url)
+    opened = open_events(required_url(config.events))
     try:
         outcomes = Outcomes(opened.engine, Privacy.of_environment())
         found = {bundle: outcomes.latest(bundle, config.window) for bundle in outcomes.bundles()}

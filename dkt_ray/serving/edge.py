@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 
 from dkt_ray.errors import OverloadedError, UnavailableError
 from dkt_ray.serving import rights
-from dkt_ray.serving.contract import FieldError
+from dkt_ray.serving.contract import CONTROLS, FieldError
 from dkt_ray.serving.nesting import depth
 
 MAX_BODY: Final = 8 << 20  # bytes
@@ -37,7 +37,6 @@ GONE: Final = 0.0  # a limit in the past: nobody is there to be told
 LIMIT: Final[ContextVar[asyncio.Timeout | None]] = ContextVar("LIMIT", default=None)  # of the request at hand
 PROBLEM: Final = "application/problem+json"
 VERSION: Final = "x-model-version"
-CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 RETRY_AFTER_S: Final = 1
 MAX_NAME: Final = 64  # characters of a field name that an error repeats
@@ -193,7 +192,7 @@ def problem(
 def _refusal(headers: Mapping[bytes, bytes], scope: Scope, request_id: str) -> Response | None:
     """What can be refused from the headers alone."""
     path = scope["path"]
-    if CONTROL.search(path):  # the router would take a line feed at the end away, and with it name somebody else
+    if CONTROLS.search(path):  # the router would take a line feed at the end away, and with it name somebody else
         detail = "The path has a control character in it; leave it out"
         return problem(HTTPStatus.BAD_REQUEST, detail, path, request_id)
     if not re.fullmatch(rb"[0-9]{1,9}", headers.get(DEADLINE, b"0")):
@@ -278,36 +277,36 @@ def _on_validation(request: Request, error: Exception) -> Response:
     if problems[0]["type"] == "json_invalid":
         where = problems[0]["loc"][-1]
         detail = f"The body is not valid JSON: {problems[0]['ctx']['error']} at character {where}"
-        return _respond(request, HTTPStatus.BAD_REQUEST, detail)
+        return respond(request, HTTPStatus.BAD_REQUEST, detail)
     errors = [explain(each) for each in problems]
     first = errors[0]
     detail = f"{first['pointer'] or 'the body'}: {first['message']}"
-    return _respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors)
+    return respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors)
 
 
 def _on_field(request: Request, error: Exception) -> Response:
     assert isinstance(error, FieldError)
     errors = [{"pointer": error.pointer, "message": error.message}]
-    return _respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors)
+    return respond(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors)
 
 
 def _on_unavailable(request: Request, error: Exception) -> Response:
-    return _respond(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"retry-after": str(RETRY_AFTER_S)})
+    return respond(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"retry-after": str(RETRY_AFTER_S)})
 
 
 def _on_overload(request: Request, error: Exception) -> Response:
-    return _respond(request, HTTPStatus.TOO_MANY_REQUESTS, str(error), headers={"retry-after": str(RETRY_AFTER_S)})
+    return respond(request, HTTPStatus.TOO_MANY_REQUESTS, str(error), headers={"retry-after": str(RETRY_AFTER_S)})
 
 
 def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _respond(request, HTTPStatus(error.status_code), str(error.detail), headers=error.headers)
+    return respond(request, HTTPStatus(error.status_code), str(error.detail), headers=error.headers)
 
 
 def _on_crash(request: Request, error: Exception) -> Response:
     """The client learns the id under which the error stands in the log, nothing else."""
     request_id = request.scope.get("state", {}).get("request_id", "")
-    return _respond(
+    return respond(
         request,
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "An error on our side; the log has it",
@@ -315,13 +314,14 @@ def _on_crash(request: Request, error: Exception) -> Response:
     )
 
 
-def _respond(
+def respond(
     request: Request,
     status: HTTPStatus,
     detail: str,
     errors: Sequence[Mapping[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    """A problem with the request at hand; see `problem`."""
     request_id = request.scope.get("state", {}).get("request_id", "")
     return problem(status, detail, request.url.path, request_id, errors, headers)
 

@@ -11,7 +11,6 @@ from fastapi import APIRouter, FastAPI, HTTPException, Path, Request, Response
 from fastapi import Query as Parameter
 from pydantic_core import to_json
 
-from dkt_ray.errors import DktError
 from dkt_ray.events.model import EventConflictError, ForgottenError
 from dkt_ray.serving import edge, examples, routes
 from dkt_ray.serving.contract import MAX_STORED, StoredId
@@ -68,18 +67,12 @@ async def _keeps_none() -> Response:
 def _on_conflict(request: Request, error: Exception) -> Response:
     assert isinstance(error, EventConflictError)
     errors = [{"pointer": f"/events/{error.index}/event_id", "message": "belongs to an event of other content"}]
-    return _problem(request, HTTPStatus.CONFLICT, error, errors)
+    return edge.respond(request, HTTPStatus.CONFLICT, str(error), errors)
 
 
 def _on_forgotten(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForgottenError)
-    return _problem(request, HTTPStatus.GONE, error)
-
-
-def _problem(
-    request: Request, status: HTTPStatus, error: DktError, errors: list[dict[str, str]] | None = None
-) -> Response:
-    return edge.problem(status, str(error), request.url.path, request.state.request_id, errors or [])
+    return edge.respond(request, HTTPStatus.GONE, str(error))
 
 
 def _reply(content: Any) -> Response:

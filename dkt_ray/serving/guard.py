@@ -67,7 +67,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         keys, replicas = self.known()
-        holder = None if keys is None or _is_open(scope) else self._holder(scope, keys)
+        holder = None if keys is None else self._holder(scope, keys)
         if isinstance(holder, Response):
             await holder(scope, receive, send)
         elif holder is None:
@@ -97,14 +97,17 @@ class Guard:
         BUCKET.set(bucket)
         await self.app(scope, receive, limited)
 
-    def _holder(self, scope: Scope, keys: Keys) -> Holder | Response:
+    def _holder(self, scope: Scope, keys: Keys) -> Holder | Response | None:
+        """Who has the key of a request; None: its route is there for everybody."""
+        right = rights.right(scope["method"], scope["path"])
+        if right is not None and right.role is None:
+            return None
         presented = _presented(scope)
         holder = keys.holder(presented[0], time.time()) if len(presented) == 1 else _wrong(presented)
         if not isinstance(holder, Holder):
             error = "" if holder == "missing" else ', error="invalid_token"'
             challenge = {"www-authenticate": CHALLENGE + error}
             return self._refuse(scope, holder, HTTPStatus.UNAUTHORIZED, WRONG[holder], challenge)
-        right = rights.right(scope["method"], scope["path"])
         if right is None and holder.role != "admin":
             return self._refuse(scope, "route", HTTPStatus.NOT_FOUND, "There is no such route", who=holder.name)
         if right and right.role and not rights.may(holder.role, right.role):
@@ -127,12 +130,6 @@ class Guard:
         route = rights.told(scope["path"]) or "another route"
         logger.warning("refused: %s: %s %s of %s, request %s", why, scope["method"], route, who, request_id)
         return problem(status, detail, scope["path"], request_id, headers=headers)
-
-
-def _is_open(scope: Scope) -> bool:
-    """Whether a route is there for everybody."""
-    right = rights.right(scope["method"], scope["path"])
-    return right is not None and right.role is None
 
 
 def _presented(scope: Scope) -> list[str]:

@@ -12,7 +12,7 @@ from dkt_ray.config import Config, build
 from dkt_ray.errors import ConfigError, NotFoundError
 from dkt_ray.serving.keys import KEYS, MOST, Holder, Key, Keys, make, utc_now
 from dkt_ray.serving.rights import Role
-from dkt_ray.storage import Store, json_bytes, open_store, parse_json
+from dkt_ray.storage import json_bytes, open_store, parse_json
 
 Action = Literal["list", "add", "rotate", "revoke"]
 
@@ -62,12 +62,8 @@ def run(config: KeysConfig) -> dict[str, Any]:
         before, match = build(Keys, parse_json(data, f"{store.url}/{KEYS}")), version
     after, told = ACTIONS[config.action](before, config)
     if after is not before:
-        _write(store, after, match)
+        store.write_if(KEYS, json_bytes(after.model_dump(mode="json")), match)
     return told
-
-
-def _write(store: Store, keys: Keys, match: str | None) -> None:
-    store.write_if(KEYS, json_bytes(keys.model_dump(mode="json")), match)
 
 
 def _list(keys: Keys, config: KeysConfig) -> tuple[Keys, dict[str, Any]]:

@@ -15,7 +15,7 @@ from fastapi import Request
 
 from dkt_ray.data.query import Query
 from dkt_ray.errors import ConfigError, DktError, OverloadedError, UnavailableError
-from dkt_ray.events.model import Appended, Event, EventLog, History, HistoryStore, Receipt
+from dkt_ray.events.model import DAY_MS, Appended, Event, EventLog, History, HistoryStore, Receipt
 from dkt_ray.events.sql import Events
 from dkt_ray.privacy import Privacy
 from dkt_ray.serving.contract import MAX_STORED, FieldError, StudentRequest
@@ -27,7 +27,6 @@ from dkt_ray.serving.trace import about
 READERS: Final = 8  # threads that wait for the database at a time; more requests wait for a thread
 WRITERS: Final = 1  # the database has one; who writes never waits in a reader's place
 MOST_WRITES: Final = 32  # that wait or are under way: half of what a replica works on at a time is left to others
-DAY_MS: Final = 24 * 60 * 60 * 1000
 
 P = ParamSpec("P")
 T = TypeVar("T")

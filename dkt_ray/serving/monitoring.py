@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from dkt_ray.events.outcomes import WINDOW
 from dkt_ray.serving import edge
+from dkt_ray.serving.memory import time_of
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.routes import reply
 from dkt_ray.serving.telemetry import Telemetry
@@ -85,8 +86,7 @@ def monitoring(predictor: Predictor, telemetry: Telemetry) -> APIRouter:
 
 
 def _live(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [each | {name: _time(each[name]) for name in ("since", "until")} for each in told]
-
-
-def _time(ms: int | None) -> datetime | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+    return [
+        each | {name: None if each[name] is None else time_of(each[name]) for name in ("since", "until")}
+        for each in told
+    ]

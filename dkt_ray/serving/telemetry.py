@@ -184,8 +184,8 @@ def _line(trace: Trace, status: int, seconds: float) -> dict[str, object]:
         }
     if name := getattr(state.get("caller"), "name", ""):
         line["caller"] = name
-    privacy = Privacy.of_environment()
-    if len(trace.users) == 1 and privacy.key is not None:  # without one, whoever has a list of users finds them
+    if len(trace.users) == 1 and (privacy := Privacy.of_environment()).key is not None:
+        # without one, whoever has a list of users finds them
         [user] = trace.users
         line["user"] = privacy.mark(user)[:SHORT]
     elif trace.users:
