@@ -42,6 +42,44 @@ def configure(json: bool | None = None, level: str = "INFO") -> None:
     logging.getLogger(_PACKAGE).setLevel(level.upper())
 
 
+def gather(logger: logging.Logger) -> None:
+    """From now on write the lines of a busy logger as JSON to stderr, many at a time; may be called again."""
+    if not any(isinstance(handler, Gathered) for handler in logger.handlers):
+        handler = Gathered()
+        handler.setFormatter(JsonLines())
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+class Gathered(logging.Handler):
+    """Writes lines to stderr within `every_s` seconds, so that who logs waits for no file; `flush` writes them now.
+
+    A process that is killed takes the lines of that time with it.
+    """
+
+    def __init__(self, every_s: float = 0.5) -> None:
+        super().__init__()
+        self._every_s = every_s
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record; called under the handler's lock."""
+        self._records.append(record)
+        if len(self._records) == 1:
+            timer = threading.Timer(self._every_s, self.flush)
+            timer.daemon = True
+            timer.start()
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        self.acquire()
+        try:
+            records, self._records = self._records, []
+        finally:
+            self.release()
+        sys.stderr.write("".join(f"{self.format(record)}\n" for record in records))
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line: ts (UTC), level, logger, message, and the fields given as `extra`."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Protocol, TypeVar
 
@@ -69,7 +70,7 @@ class Scores:
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage; one object for all of a pass
     waited: float = 0.0  # seconds until its batch was begun
 
-    @property
+    @cached_property
     def spread(self) -> Probabilities:
         """[M] how far the members are apart: the highest probability less the lowest."""
         return np.ptp(np.stack(list(self.members.values())), axis=0)

@@ -1,17 +1,30 @@
 """What one replica counts, as Prometheus text for `/metrics`.
 
-Ray exports the same series, of all replicas, on each node's metrics port: a dashboard of a cluster reads those.
+`ray_series` shows the same on each node's metrics port, of all replicas: a dashboard of a cluster reads those.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import prometheus_client as prometheus
 from fastapi import Response
 from prometheus_client.registry import CollectorRegistry
 
 from dkt_ray.serving.series import Series
+
+Kept = prometheus.Counter | prometheus.Gauge | prometheus.Histogram
+
+
+class Sample(NamedTuple):
+    """One number of a series."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+    text: str
 
 
 class Counters:
@@ -20,13 +33,12 @@ class Counters:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._lock = threading.Lock()
-        self._kept: dict[str, prometheus.Counter | prometheus.Gauge | prometheus.Histogram] = {}
+        self._kept: dict[str, Kept] = {}
+        self._children: dict[tuple[str, tuple[str, ...]], Kept] = {}  # by the values of their labels
 
     def add(self, series: Series, value: float, *labels: str) -> None:
         """As `Meter.add`."""
-        with self._lock:  # several threads may be the first
-            kept = self._kept.get(series.name) or self._keep(series)
-        child = kept.labels(*labels) if labels else kept
+        child = self._children.get((series.name, labels)) or self._child(series, labels)
         if isinstance(child, prometheus.Counter):
             child.inc(value)
         elif isinstance(child, prometheus.Gauge):
@@ -38,12 +50,23 @@ class Counters:
         """All series as text."""
         return Response(prometheus.generate_latest(self._registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
-    def _keep(self, series: Series) -> prometheus.Counter | prometheus.Gauge | prometheus.Histogram:
+    def samples(self) -> Iterator[Sample]:
+        """Every number of every series; those of a histogram as Prometheus has them, each bucket with those below."""
+        for family in self._registry.collect():
+            for name, labels, value, *_ in family.samples:
+                if not name.endswith("_created"):
+                    yield Sample(name, labels, value, family.documentation)
+
+    def _child(self, series: Series, labels: tuple[str, ...]) -> Kept:
+        with self._lock:  # several threads may be the first
+            kept = self._kept.get(series.name) or self._keep(series)
+            child = self._children[series.name, labels] = kept.labels(*labels) if labels else kept
+        return child
+
+    def _keep(self, series: Series) -> Kept:
         about = (series.name, series.text, series.labels)
         if series.kind == "counter":
-            made: prometheus.Counter | prometheus.Gauge | prometheus.Histogram = prometheus.Counter(
-                *about, registry=self._registry
-            )
+            made: Kept = prometheus.Counter(*about, registry=self._registry)
         elif series.kind == "gauge":
             made = prometheus.Gauge(*about, registry=self._registry)
         else:

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
 
 from dkt_ray import log
 from dkt_ray.config import Config
@@ -44,7 +45,7 @@ from dkt_ray.serving.ray_series import RaySeries
 from dkt_ray.serving.ring import Ring
 from dkt_ray.serving.series import SHORT, Meters, tally
 from dkt_ray.serving.split import Split
-from dkt_ray.serving.telemetry import Telemetry
+from dkt_ray.serving.telemetry import Telemetry, access
 from dkt_ray.serving.traffic import Findings, Traffic
 from dkt_ray.storage import open_store
 
@@ -122,6 +123,7 @@ class Replica:
         log.configure(json=True)
         self._batchers: list[Batcher] = []
         self._telemetry = _telemetry(args)
+        self._ray_series = RaySeries(self._telemetry.counters)
         self._ring = Ring(open_store(args.store), fleet.replicas, args.keys == "required" or not fleet.on_loopback())
         self._ring.watch()
         self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
@@ -160,6 +162,8 @@ class Replica:
             if journal := self._telemetry.journal:
                 journal.close()
             memory.close()
+        for handler in access.handlers:
+            handler.flush()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the app is made in the replica, after the bundle was loaded."""
@@ -184,6 +188,7 @@ class Replica:
     def check_health(self) -> None:
         """Raise when scoring hangs: a thread cannot be stopped, a replica can. Serve asks every few seconds."""
         self._telemetry.meters.collect()
+        self._ray_series.export()
         busy_s = max(batcher.busy_s for batcher in self._batchers)
         if busy_s > STUCK_S:
             raise ReplicaError(f"one batch has been running for {busy_s:.0f} s")
@@ -215,6 +220,7 @@ def application(args: ServeArgs, surge: bool = True) -> Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=args.graceful_shutdown_s,
         graceful_shutdown_wait_loop_s=0.5,
+        logging_config=LoggingConfig(enable_access_log=False),  # ours says more
         health_check_period_s=5,
         health_check_timeout_s=20,
         max_constructor_retry_count=2,
@@ -235,13 +241,10 @@ def _absolute(url: str) -> str:
 
 
 def _telemetry(args: ServeArgs) -> Telemetry:
-    """What this replica counts is exported by Ray as well."""
     counters = Counters()
     replica = serve.get_replica_context().replica_id.unique_id
-    exporter = RaySeries()
-    meters = Meters(counters, exporter)
-    meters.ask(exporter.export)
-    return Telemetry(counters, meters, args.access_log, replica)
+    log.gather(access)
+    return Telemetry(counters, Meters(counters), args.access_log, replica)
 
 
 def _one_thread() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dkt_ray.data.query import Query
 from dkt_ray.schema import CONCEPT_SEPARATOR
 from dkt_ray.serving.contract import MAX_ROWS, Event, FieldError, StudentRequest, Target
+
+MILLISECOND: Final = timedelta(milliseconds=1)
+HALF: Final = MILLISECOND / 2
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH_UTC: Final = EPOCH.replace(tzinfo=None)
 
 
 class Student(NamedTuple):
@@ -75,8 +80,8 @@ def of_known(past: Query, questions: Sequence[str]) -> Query:
 
 
 def milliseconds(time: datetime) -> int:
-    """UTC; a time without a zone is UTC already."""
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    """UTC, rounded; a time without a zone is UTC already."""
+    return (time - (EPOCH if time.tzinfo else EPOCH_UTC) + HALF) // MILLISECOND
 
 
 def canonical(concepts: Sequence[str] | None) -> str:

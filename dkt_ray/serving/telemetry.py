@@ -89,7 +89,8 @@ class Telemetry:
         add(series.UNKNOWN, int(scores.unknown.sum()), short)
         if scores.members and scores.spread.size:
             add(series.SPREAD, float(scores.spread.mean()), short)
-        tenths = np.bincount(np.minimum((scores.probability * 10).astype(np.int64), 9), minlength=10)
+        tenth_of = np.minimum((scores.probability * 10).astype(np.int64), 9)
+        tenths = (tenth_of[:, None] == np.arange(10)).sum(axis=0)  # `bincount` lets go of the GIL, even for one value
         for tenth, count in zip(TENTHS, tenths.tolist(), strict=True):
             add(series.SCORES, count, short, tenth)
 

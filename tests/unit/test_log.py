@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -144,3 +145,23 @@ def test_progress_of_nothing(capsys: Capture) -> None:
 def _clock(monkeypatch: pytest.MonkeyPatch, times: list[float]) -> list[float]:
     monkeypatch.setattr("dkt_ray.log.time.monotonic", lambda: times.pop(0))
     return times
+
+
+def test_lines_that_are_gathered_are_all_written_in_order_each_whole(capsys: Capture) -> None:
+    busy = logging.getLogger("dkt_ray.busy")
+    busy.setLevel(logging.INFO)
+    log.gather(busy)
+    log.gather(busy)
+    [handler] = busy.handlers
+    try:
+        for number in range(100):
+            busy.info("line", extra={"number": number})
+        handler.flush()
+        busy.info("line", extra={"number": 100})
+        found: list[dict[str, Any]] = []
+        give_up = time.monotonic() + 60
+        while len(found) < 101 and time.monotonic() < give_up:  # the last one is written by itself
+            found += lines(capsys)
+    finally:
+        busy.removeHandler(handler)
+    assert [line["number"] for line in found] == list(range(101))
