@@ -165,7 +165,7 @@ def mutated(body, chance):
         elif what == 1 and isinstance(holder, list):
             holder.extend(holder * chance.choice([1, 40]))
         elif what == 2 and isinstance(holder, dict):
-            holder[chance.choice(FIELDS)] = chance.choice(NASTY)
+            holder[chance.choice(FIELDS)] = copy.deepcopy(chance.choice(NASTY))
         else:
             holder[last] = copy.deepcopy(chance.choice(NASTY))
     return body

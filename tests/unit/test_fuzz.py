@@ -1,6 +1,7 @@
 """A small form of `tests/reliability/fuzz.py`: requests of every kind to every route; and a wrong answer is seen."""
 
 import math
+import random
 
 import httpx
 import pytest
@@ -22,6 +23,14 @@ def test_no_request_is_a_crash_and_every_refusal_says_why(tmp_path, monkeypatch)
     assert found.kinds.keys() == fuzz.SHARES.keys()
     assert found.routes.keys() == {f"{each.method} {each.path}" for each in rights.RIGHTS if each.path not in HIDDEN}
     assert {200, 400, 401, 422} <= {status for statuses in found.routes.values() for status in statuses}
+
+
+def test_what_has_been_sent_does_not_change_what_will_be():
+    body = {"history": [{"question": "q", "correct": 1}], "targets": ["q"]}
+    before = repr((fuzz.NASTY, body))
+    for number in range(1000):
+        fuzz.mutated(body, random.Random(number))
+    assert repr((fuzz.NASTY, body)) == before
 
 
 SAFE = {"x-content-type-options": "nosniff"}
