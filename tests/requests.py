@@ -9,6 +9,8 @@ from fastapi.testclient import TestClient
 from dkt_ray.events.sql import open_events
 from dkt_ray.privacy import Privacy
 from dkt_ray.serving.api import Served, build_app
+from dkt_ray.serving.batching import Batcher
+from dkt_ray.serving.contract import MAX_ROWS
 from dkt_ray.serving.keys import Known
 from dkt_ray.serving.memory import Memory
 
@@ -39,11 +41,8 @@ def forwarded(client):
 def service(predictor, folder, keys=None, privacy=PRIVACY, **more):
     """The API over a database in a folder."""
     memory = Memory.of(open_events(f"sqlite:///{folder}/events.db", privacy), privacy=privacy, **more)
-
-    async def answer(query):
-        return predictor.answer([query])[0]
-
-    app = build_app(lambda student: Served(predictor, answer), memory=memory, known=lambda: Known(keys))
+    batcher = Batcher(predictor.answer, 32, MAX_ROWS, 4 * MAX_ROWS)
+    app = build_app(lambda student: Served(predictor, batcher), memory=memory, known=lambda: Known(keys))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
     memory.close()
