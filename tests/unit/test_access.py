@@ -4,7 +4,7 @@ import pytest
 
 from dkt_ray.serving import rights
 from dkt_ray.serving.keys import Holder, Keys, make, utc_now
-from tests.reliability.fuzz import Maker
+from tests.reliability.cases import Maker
 from tests.requests import PRIVACY, post, service
 
 USER = "student-17"  # of the examples' events

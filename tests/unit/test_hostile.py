@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from dkt_ray.serving import edge, rights
-from tests.reliability.fuzz import Maker, places
+from tests.reliability.cases import Maker, places
 from tests.requests import post
 
 DIGITS = "9" * 10_000
