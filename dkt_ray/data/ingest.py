@@ -24,7 +24,7 @@ from dkt_ray.data.buckets import deal
 from dkt_ray.data.engine import Engine
 from dkt_ray.data.naming import Naming
 from dkt_ray.data.parse import parse
-from dkt_ray.data.splits import SplitKind
+from dkt_ray.data.splits import MOST_FOLDS, SplitKind
 from dkt_ray.errors import InputError
 from dkt_ray.privacy import Privacy
 from dkt_ray.schema import RAW_COLUMNS, UNKNOWN
@@ -60,15 +60,15 @@ class DataConfig(Config):
     """Who waits in the test vault: a share of the users (hash), those with hidden answers (population), a share of the
     rows (balanced), the rows from split_time on (temporal), or the last answer of some users (last_answer)."""
     split_file: str | None = None
-    """A CSV `userID,split` with fold1 to foldK and test, which decides in place of `split`."""
+    """A CSV `userID,split` with fold1 to foldK and test, which decides in place of `split`; K folds then."""
     split_time: datetime.datetime | None = None
     """With split=temporal: earlier rows train, later ones wait in the vault; UTC unless it says otherwise."""
     seed: int = 0
     """Seed of the split by hash."""
     test_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of users (balanced: of rows) that wait in the test vault."""
-    folds: int = Field(5, ge=2, le=100)
-    """Folds of the other users."""
+    folds: int | None = Field(None, ge=2, le=MOST_FOLDS)
+    """Folds of the other users; unset: those of `split_file`, or 5."""
     buckets: int | None = Field(None, ge=1, le=MOST_BUCKETS)
     """Files that the users are dealt to; unset: by size. What a reader gets does not depend on it."""
 

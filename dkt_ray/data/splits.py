@@ -17,9 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dkt_ray.data.history import Int8, Int64, Strings
-from dkt_ray.errors import InputError
+from dkt_ray.errors import ConfigError, InputError
 
 TEST: Final = -1  # the fold of a test user
+FOLDS: Final = 5  # K where nothing says otherwise
+MOST_FOLDS: Final = 100
+IN_A_FILE: Final = {f"fold{k + 1}": k for k in range(MOST_FOLDS)} | {"test": TEST}  # names of a published split
 
 UInt64 = npt.NDArray[np.uint64]
 SplitKind = Literal["hash", "file", "population", "balanced", "temporal", "last_answer"]
@@ -64,7 +67,7 @@ def split(
         seed: another seed is another, independent split (not used by `file`).
         test_fraction: share of users (`balanced`: of rows) that are held out; `last_answer`: share of users whose last
             answer is; not used by `file`, `population` and `temporal`.
-        folds: number of training folds, K.
+        folds: number of training folds, K: with a file, as `number_of_folds` found it.
         file: the table that `folds_from_file` reads; `file` only.
 
     Raises:
@@ -76,7 +79,7 @@ def split(
             found = _of_users(facts, assign_folds(facts.users, seed, test_fraction, folds))
         case "file":
             assert file is not None, "the kind 'file' needs the table of the split file"
-            found = _of_users(facts, folds_from_file(facts.users, file, folds))
+            found = _of_users(facts, folds_from_file(facts.users, file))
         case "population":
             _some(facts.hidden > 0, "user has a hidden answer (-1)", kind)
             _some(facts.hidden == 0, "user has known answers only, so nobody is left to train", kind)
@@ -149,25 +152,51 @@ def assign_folds(users: Strings, seed: int, test_fraction: float, folds: int) ->
     return np.where(_chance(users, seed) < test_fraction, np.int8(TEST), fold)
 
 
-def folds_from_file(users: Strings, split: pa.Table, folds: int) -> Int8:
+def number_of_folds(wanted: int | None, file: pa.Table | None) -> int:
+    """K of a dataset: of its split file where there is one, else what is wanted, or `FOLDS`.
+
+    Args:
+        wanted: `data.folds`; None: unset.
+        file: the table that `folds_from_file` reads.
+
+    Raises:
+        InputError: the file has an unknown split name, fewer than two folds, or not every fold from 1 to K.
+        ConfigError: another number is wanted than the file has.
+    """
+    if file is None:
+        return FOLDS if wanted is None else wanted
+    names = set(file["split"].unique().to_pylist())
+    unknown = sorted(names - set(IN_A_FILE), key=str)
+    if unknown:
+        raise InputError(f"split file: found split {unknown[0]!r}; expected fold1 to foldK (K <= {MOST_FOLDS}) or test")
+    folds = max((IN_A_FILE[name] + 1 for name in names), default=0)
+    missing = [name for name in list(IN_A_FILE)[: max(folds, 2)] if name not in names]
+    if missing:
+        raise InputError(
+            f"split file: no user is in {', '.join(missing)}; expected users in every fold from fold1 to the last one, "
+            "and two folds or more"
+        )
+    if wanted not in (None, folds):
+        raise ConfigError(
+            f"data.folds is {wanted}, but the split file has {folds} folds, fold1 to fold{folds}; leave data.folds out "
+            f"(also of the config file), or set it to {folds}"
+        )
+    return folds
+
+
+def folds_from_file(users: Strings, split: pa.Table) -> Int8:
     """Read the users' folds from a published split.
 
     Args:
         users: [U] user names.
-        split: columns `user` and `split` as text; split is `fold1` to `foldK`, or `test`.
-        folds: number of training folds, K.
+        split: columns `user` and `split` as text; its names are those that `number_of_folds` has checked.
 
     Returns:
         int8 [U], `TEST` or 0 to K - 1.
 
     Raises:
-        InputError: an unknown split name, a user with two different ones, or a user that the file does not name.
+        InputError: a user with two different folds, or a user that the file does not name.
     """
-    names = {f"fold{k + 1}": k for k in range(folds)} | {"test": TEST}
-    unknown = sorted(set(split["split"].unique().to_pylist()) - set(names), key=str)
-    if unknown:
-        expected = f"fold1 to fold{folds} or test (data.folds={folds})"
-        raise InputError(f"split file: found split {unknown[0]!r}; expected {expected}")
     known = split.group_by(["user", "split"]).aggregate([])
     if known.num_rows != pc.count_distinct(known["user"]).as_py():
         seen = known["user"].value_counts()
@@ -180,7 +209,7 @@ def folds_from_file(users: Strings, split: pa.Table, folds: int) -> Int8:
             f"split file: {len(lost)} users of the data are not in it, e.g. {lost[0]!r}; "
             "add them, or unset data.split_file to split by hash"
         )
-    codes = np.array([names[name] for name in known["split"].to_pylist()], np.int8)
+    codes = np.array([IN_A_FILE[name] for name in known["split"].to_pylist()], np.int8)
     return codes[place.to_numpy()]
 
 

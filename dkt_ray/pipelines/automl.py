@@ -152,7 +152,7 @@ def outer_folds(config: AutomlConfig, folds: int) -> list[int]:
     if folds < LEAST_FOLDS:
         raise ConfigError(
             f"dataset {config.dataset} has {folds} folds; automl needs {LEAST_FOLDS} or more, one to judge and two to "
-            f"compare numbers of columns in: prepare it with data.folds={LEAST_FOLDS}"
+            f"compare numbers of columns in: prepare it with data.folds={LEAST_FOLDS}, or with a split file of as many"
         )
     if config.outer == "all":
         return list(range(folds))

@@ -58,7 +58,7 @@ class DemoConfig(Config):
     bank_fraction: float = Field(default=0.25, gt=0, le=1)
     """Share of the full question bank: fewer questions, more answers to each."""
     folds: int = Field(default=3, ge=2)
-    """User folds."""
+    """User folds, where `data` has neither `folds` nor `split_file`."""
     trials: int = Field(default=4, ge=1)
     """Trials per model family."""
     families: tuple[str, ...] = tuple(QUICK)
@@ -94,7 +94,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
         out = f"{config.store}/simulated"
         stages.run("simulate", lambda: _simulate(config, out))
         data, truth = DataConfig(path=f"{out}/train_data.csv"), f"{out}/truth.parquet"
-    data = data.model_copy(update={"folds": config.folds})
+    if data.folds is None and data.split_file is None:
+        data = data.model_copy(update={"folds": config.folds})
     made = stages.run(
         "prepare",
         lambda: prepare.run(prepare.PrepareConfig(store=config.store, dataset=RUN, data=data, encoder=config.encoder)),

@@ -27,6 +27,7 @@ from dkt_ray.data import reader
 from dkt_ray.data.engine import Engine, ResumingEngine
 from dkt_ray.data.ingest import DataConfig, Inputs, Shards, buckets_for, digests, inspect, read, read_split
 from dkt_ray.data.naming import Naming
+from dkt_ray.data.splits import number_of_folds
 from dkt_ray.errors import ConfigError, InputError
 from dkt_ray.events import tombstones
 from dkt_ray.features.dataset import Bucket, Manifest, folder
@@ -95,6 +96,7 @@ class Plan(NamedTuple):
     new: Inputs  # files to be read
     base: Manifest | None  # the dataset that they are added to; None: everything is prepared anew
     buckets: int
+    folds: int
     naming: Naming
     gone: int = 0  # users of the dataset that is there who were deleted since: no file of it stays
 
@@ -185,7 +187,8 @@ def _plan(
     gone: int,
 ) -> Plan:
     """Decide what is to be read; nothing, where the dataset is there."""
-    settings = _settings(config, split, inputs, naming)
+    folds = number_of_folds(config.data.folds, split)
+    settings = _settings(config, split, folds, inputs, naming)
     listed = digests(list(inputs.columns), engine)
     base = _base(config, settings, listed, inputs, there, gone)
     wanted = (base.inputs if base else {}) | listed
@@ -195,14 +198,15 @@ def _plan(
     if naming.forgotten:
         made_of.append(hashlib.sha256("".join(sorted(naming.forgotten)).encode()).hexdigest())
     fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    return Plan(settings, fingerprint, wanted, inputs.only(new), base, buckets, naming, gone)
+    return Plan(settings, fingerprint, wanted, inputs.only(new), base, buckets, folds, naming, gone)
 
 
-def _settings(config: PrepareConfig, split: pa.Table | None, inputs: Inputs, naming: Naming) -> str:
+def _settings(config: PrepareConfig, split: pa.Table | None, folds: int, inputs: Inputs, naming: Naming) -> str:
     """Hash of everything but the input files that the content depends on."""
     values = config.model_dump(mode="json", exclude=NOT_CONTENT)
     for name in ("path", "buckets", "pseudonyms", "tenant"):
         del values["data"][name]
+    values["data"]["folds"] = folds
     parts = {
         "config": values,
         "format": inputs.identity,
@@ -295,7 +299,7 @@ def _prepare(
             work.child("shards"),
         )
     with clock.of("split"):
-        divided = stages.divide(config.data, buckets, split, files)
+        divided = stages.divide(config.data, plan.folds, buckets, split, files)
     with clock.of("count"):
         buckets = stages.count_buckets(resuming, buckets, divided, plan.old, files)
     with clock.of("fit"):
@@ -329,12 +333,7 @@ def _say_what_is_off(state: EncoderState) -> None:
 def _read(config: DataConfig, plan: Plan, rejected: Store, shards: Store, engine: Engine) -> Shards:
     base = plan.base
     return read(
-        config,
-        plan.new,
-        plan.buckets,
-        shards,
-        rejected,
-        engine,
+        *(config, plan.new, plan.buckets, shards, rejected, engine),
         first_source=base.sources if base else 0,
         needs_answers=base is None,
         naming=plan.naming,
@@ -367,7 +366,7 @@ def _manifest(
         rejected=shards.rejected + (base.rejected if base else 0),
         forgotten=shards.forgotten + (base.forgotten if base else 0),
         buckets=plan.buckets,
-        folds=config.data.folds,
+        folds=plan.folds,
         questions=state.questions.num_rows,
         concepts=len({tag for tags in several for tag in tags.split(CONCEPT_SEPARATOR) if tag}),
         timed=plan.new.timed,

@@ -147,8 +147,15 @@ def checksum(histories: Histories) -> int:
     return int(state.sum(dtype=np.uint64))
 
 
-def divide(config: DataConfig, buckets: Sequence[Bucket], split_file: pa.Table | None, files: Store) -> Divided:
-    """Split the users of the whole dataset (in the driver: a few numbers per user), and store it as one small table."""
+def divide(
+    config: DataConfig, folds: int, buckets: Sequence[Bucket], split_file: pa.Table | None, files: Store
+) -> Divided:
+    """Split the users of the whole dataset (in the driver: a few numbers per user), and store it as one small table.
+
+    Args:
+        folds: number of training folds, K.
+        split_file: the published split, where there is one.
+    """
     tables = [files.read_table(bucket.histories, ["user", *FACTS]) for bucket in buckets]
     table = pa.concat_tables(tables).combine_chunks()
     order = pc.sort_indices(table["user"]).to_numpy()
@@ -160,12 +167,12 @@ def divide(config: DataConfig, buckets: Sequence[Bucket], split_file: pa.Table |
         config.split_kind,
         seed=config.seed,
         test_fraction=config.test_fraction,
-        folds=config.folds,
+        folds=folds,
         file=split_file,
     )
-    sizes = np.bincount(made.fold[made.fold != TEST], minlength=config.folds)
+    sizes = np.bincount(made.fold[made.fold != TEST], minlength=folds)
     if (sizes == 0).any():
-        logger.warning("fold %d has no user: too few users for data.folds=%d", int(np.argmin(sizes)), config.folds)
+        logger.warning("fold %d of %d has no user of the data: its fits are for nothing", int(np.argmin(sizes)), folds)
     columns = {"rows": everyone.rows, "fold": made.fold, "cut": made.cut}
     kept = files.keep_table("split/users", pa.table({"user": named["user"], **columns}))
     back = np.empty_like(order)

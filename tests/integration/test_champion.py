@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from dkt_ray.config import build
@@ -25,9 +26,13 @@ MEMBERS = {*QUICK, *(f"{family}-default" for family in QUICK)}
 
 
 def make(store: Path, logs: Path, **ensemble: Any) -> dict[str, Any]:
+    users = pl.read_csv(logs, infer_schema=False)["userID"].unique(maintain_order=True)
+    split = ["test" if number % 10 == 0 else f"fold{number % 2 + 1}" for number in range(len(users))]
+    file = store / "split.csv"
+    pl.DataFrame({"userID": users, "split": split}).write_csv(file)
     values = {
         "store": str(store),
-        "data": {"path": str(logs), "folds": 2, "test_fraction": 0.1},
+        "data": {"path": str(logs), "split_file": str(file)},
         "tune": {"families": list(QUICK), "trials": 2, "overrides": QUICK, "defaults": True},
         "ensemble": {"samples": 20, "method": "simplex", "drop_below": 0, "tune_trials": 0} | ensemble,
     }
@@ -71,6 +76,7 @@ def test_one_command_makes_the_champion_and_goes_on_where_it_ended(
         assert gain["value"] == pytest.approx(elsewhere(store, family) - elsewhere(store, default), abs=1e-12)
         assert gain["low"] <= gain["high"]
     assert set(made["against_default"]) == set(QUICK)
+    assert store.read_json("runs/champion/report.json")["evaluation_set"]["folds"] == 2  # as the split file has
     entry = Registry(store).alias("champion")
     assert entry is not None
     assert entry.bundle == made["bundle"]

@@ -12,6 +12,7 @@ import pytest
 from dkt_ray.events import backup, parts, tombstones
 from dkt_ray.events.model import Event, ForgottenError
 from dkt_ray.events.sql import Events, open_events
+from dkt_ray.features.dataset import MANIFEST
 from dkt_ray.pipelines import export, forget, prepare, publish, stages
 from dkt_ray.pipelines.forget import DAY_MS
 from dkt_ray.registry.forgotten import forgotten
@@ -137,6 +138,23 @@ def test_what_is_too_old_leaves_the_database_the_exports_and_the_datasets(
     assert len(histories) == len(datasets.opened(store).manifest.files)  # none of the version before
     events.histories._meet_deletions()
     assert events.histories.get(name, 10).question == ("q2", "q1", "q0")
+
+
+def test_a_dataset_has_the_folds_of_its_split_file_whatever_was_asked_for(
+    events: Events, url: str, store: Path, tmp_path: Path
+) -> None:
+    split = tmp_path / "split.csv"
+    split.write_text("userID,split\n" + "".join(f"{user},fold{n % 2 + 1}\n" for n, user in enumerate(USERS)))
+    data = {"split_file": str(split), "folds": None}
+    datasets.run(logs(tmp_path / "raw.csv", USERS), store, data=data)
+    dataset = open_store(store).child("datasets/default")
+    manifest = dataset.read_json(MANIFEST)
+    manifest["config"]["data"]["folds"] = 5  # as earlier versions did by default
+    dataset.write_json(MANIFEST, manifest)
+    events.histories.delete(NAMES["pupil-3"])
+    told = run(store, url)
+    assert (told["datasets"], told["remaining"]) == (["default"], [])
+    assert (datasets.opened(store).manifest.users, datasets.opened(store).manifest.folds) == (11, 2)
 
 
 def test_what_cannot_be_followed_up_is_named(events: Events, url: str, store: Path, tmp_path: Path) -> None:

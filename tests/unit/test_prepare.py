@@ -168,6 +168,38 @@ def test_a_new_day_reads_its_own_file_and_touches_its_own_buckets_only(append, l
     assert opened(tmp_path / "store").files.exists(changed[0].histories)  # for readers that opened the old manifest
 
 
+def test_a_split_file_says_how_many_folds_there_are(logs, tmp_path):
+    logs.write_csv(tmp_path / "log.csv")
+    users = logs["userID"].unique(maintain_order=True).to_list()
+    names = ["test", "fold4", "fold1", "fold3", "fold2"]
+
+    def prepare(folds: int | None, names: list[str] = names) -> dict[str, Any]:
+        split = [names[index % len(names)] for index in range(len(users))]
+        pl.DataFrame({"userID": users, "split": split}).write_csv(tmp_path / "split.csv")
+        data = {"split_file": str(tmp_path / "split.csv"), "folds": folds}
+        return run(tmp_path / "log.csv", tmp_path / "store", data=data)
+
+    with pytest.raises(ConfigError, match=r"data\.folds is 5, but the split file has 4 folds"):
+        prepare(5)
+    with pytest.raises(InputError, match="no user is in fold2; expected"):
+        prepare(None, names[:-1])
+    assert not (tmp_path / "store/datasets/default/histories").exists()
+    prepare(None)
+    dataset = opened(tmp_path / "store")
+    assert dataset.manifest.folds == 4
+    assert set(dataset.load().fold.tolist()) == {0, 1, 2, 3}
+    with pytest.raises(ConfigError, match="no training fold 4; it has folds 0 to 3"):
+        dataset.load([4])
+    assert prepare(4)["reused"]  # said or not, it is the same
+
+
+def test_the_number_of_folds_is_five_where_nothing_says_otherwise(logs, tmp_path):
+    logs.write_csv(tmp_path / "log.csv")
+    run(tmp_path / "log.csv", tmp_path / "store", data={"folds": None})
+    assert opened(tmp_path / "store").manifest.folds == 5
+    assert run(tmp_path / "log.csv", tmp_path / "store", data={"folds": 5})["reused"]
+
+
 def test_the_same_files_are_reused_also_with_append(logs, tmp_path):
     days = write_days(tmp_path / "in", logs, [200])
     first = run(tmp_path / "in", tmp_path / "store")

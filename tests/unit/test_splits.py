@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dkt_ray.data.splits import (
+    FOLDS,
     TEST,
     Split,
     UserFacts,
@@ -14,10 +15,11 @@ from dkt_ray.data.splits import (
     assign_folds,
     bucket_of,
     folds_from_file,
+    number_of_folds,
     split,
     stable_hash,
 )
-from dkt_ray.errors import InputError
+from dkt_ray.errors import ConfigError, InputError
 
 USERS = np.array([f"user-{n}" for n in range(20_000)], object)
 
@@ -94,25 +96,56 @@ def split_file(users: list[str], names: list[str]) -> pa.Table:
 def test_folds_from_a_published_split():
     users = np.array(["c", "a", "b"], object)
     published = split_file(["a", "b", "c", "d"], ["fold1", "fold2", "test", "fold1"])
-    assert folds_from_file(users, published, 2).tolist() == [TEST, 0, 1]
+    assert folds_from_file(users, published).tolist() == [TEST, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("users", "names", "message"),
     [
-        (["a", "b"], ["fold1", "fold9"], "found split 'fold9'; expected fold1 to fold2 or test"),
         (["a", "a", "b"], ["fold1", "fold2", "fold1"], "user a has two different splits"),
         (["a"], ["fold1"], "1 users of the data are not in it, e.g. 'b'"),
     ],
 )
 def test_a_split_file_that_does_not_fit(users, names, message):
     with pytest.raises(InputError, match=message):
-        folds_from_file(np.array(["a", "b"], object), split_file(users, names), 2)
+        folds_from_file(np.array(["a", "b"], object), split_file(users, names))
+
+
+def test_the_number_of_folds_is_that_of_the_file():
+    assert number_of_folds(None, None) == FOLDS
+    assert number_of_folds(7, None) == 7
+    file = split_file(list("abcde"), ["fold3", "test", "fold1", "fold2", "fold3"])
+    assert number_of_folds(None, file) == number_of_folds(3, file) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["fold1", "valid"], "found split 'valid'; expected fold1 to foldK"),
+        (["fold0", "fold1"], "found split 'fold0'"),
+        (["fold1", "fold101"], r"found split 'fold101'; expected fold1 to foldK \(K <= 100\)"),
+        (["fold1", "fold4", "fold2", "test"], "no user is in fold3;"),
+        (["fold2", "fold12"], "no user is in fold1, fold3, fold4, .*fold11;"),
+        (["fold1", "test"], "no user is in fold2; .*two folds or more"),
+        (["test", "test"], "no user is in fold1, fold2;"),
+    ],
+)
+def test_a_split_file_without_all_its_folds_is_refused(names, message):
+    with pytest.raises(InputError, match=message):
+        number_of_folds(None, split_file([str(number) for number in range(len(names))], names))
+
+
+@pytest.mark.parametrize("wanted", [2, 5])
+def test_another_number_of_folds_than_the_files_is_refused(wanted):
+    file = split_file(list("abc"), ["fold1", "fold2", "fold3"])
+    says = rf"data\.folds is {wanted}, but the split file has 3 folds.*leave data\.folds out .*set it to 3"
+    with pytest.raises(ConfigError, match=says):
+        number_of_folds(wanted, file)
 
 
 def test_a_user_named_twice_alike_is_fine():
     published = split_file(["a", "a"], ["fold2", "fold2"])
-    assert folds_from_file(np.array(["a"], object), published, 2).tolist() == [1]
+    assert folds_from_file(np.array(["a"], object), published).tolist() == [1]
 
 
 KINDS = ("hash", "population", "balanced", "temporal", "last_answer")
