@@ -54,11 +54,12 @@ def main(argv: list[str] | None = None) -> int:
         kills = 0
         while kills < options.kills:
             run = f"killed-{len(runs)}"
-            runs[run].append(_run(folder, settings, run, chance.uniform(0, options.longest)))
-            kills += runs[run][-1]["code"] == -signal.SIGKILL
-            if runs[run][-1]["code"] == 0 and kills < options.kills:  # it ended before it was killed: kill another one
+            tried = _run(folder, settings, run, chance.uniform(0, options.longest))
+            runs[run].append(tried)
+            kills += tried["killed"]
+            if tried["code"] == 0:  # it ended before it was killed: kill another one
                 runs[f"killed-{len(runs) + 1}"] = []
-            elif runs[run][-1]["code"] > 0:
+            elif not tried["killed"]:
                 break
         if not runs[run] or runs[run][-1]["code"] != 0:
             runs[run].append(_run(folder, settings, run, None))
@@ -66,11 +67,14 @@ def main(argv: list[str] | None = None) -> int:
         wrong = [problem for run, tries in runs.items() for problem in _wrong(folder, run, tries, plain)]
     tries = [each for several in runs.values() for each in several]
     finishes = sum(each["code"] == 0 for each in tries)
+    kept = sum(len(each["finished"]) for each in tries if each["killed"])
     if kills < options.kills:
         wrong.append(f"{kills} kills of {options.kills}")
+    elif not kept:
+        wrong.append("no trial had finished before a kill: give more --kills")
     for problem in wrong:
         print(f"wrong: {problem}")
-    print(json.dumps({"kills": kills, "starts": len(tries), "finishes": finishes, "wrong": wrong}))
+    print(json.dumps({"kills": kills, "kept": kept, "starts": len(tries), "finishes": finishes, "wrong": wrong}))
     return int(bool(wrong))
 
 
@@ -98,7 +102,8 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
     """One driver; killed that long after its first line about a trial, unless it has ended before.
 
     Returns:
-        {"code", "finished"}: how it ended, and the trials whose end it had time to write down.
+        {"code", "killed", "finished"}: how it ended, whether we did that, and the trials whose end it had time to write
+        down.
     """
     log = folder / "driver.log"
     with log.open("wb") as errors:
@@ -120,7 +125,8 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
         if due is None and after_s is not None and _lines(log):
             due = time.monotonic() + after_s
         time.sleep(0.05)
-    left = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+    running = driver.poll() is None
+    left = psutil.Process(driver.pid).children(recursive=True) if running else []
     driver.kill()
     ended = datetime.now(UTC)
     driver.wait()
@@ -135,7 +141,8 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
         print(log.read_text()[-2000:])
     late = ended - WRITTEN if driver.returncode else ended
     written = [line["trial"] for line in done if datetime.fromisoformat(line["ts"]) <= late]
-    return {"code": driver.returncode, "finished": written}
+    killed = running and driver.returncode == -signal.SIGKILL
+    return {"code": driver.returncode, "killed": killed, "finished": written}
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:
@@ -150,7 +157,7 @@ def _wrong(folder: Path, run: str, tries: list[dict[str, Any]], plain: dict[str,
     found = []
     if tries[-1]["code"] != 0 or plain["code"] != 0:
         return ["the sweep did not finish"]
-    if any(each["code"] not in (0, -signal.SIGKILL) for each in tries):
+    if any(each["code"] != 0 and not each["killed"] for each in tries):
         found.append("a driver failed by itself")
     endings = Counter(trial for each in tries for trial in each["finished"])
     store = open_store(folder / "store")
