@@ -11,7 +11,7 @@ import pytest
 
 from dkt_ray.errors import BundleError, ConfigError, ConflictError, NotFoundError, StorageError
 from dkt_ray.privacy import Privacy
-from dkt_ray.registry.forgotten import forgotten, mark_bundles, trained_on
+from dkt_ray.registry.forgotten import Forgotten, Marks, forgotten, forgotten_of, mark_bundles, trained_on
 from dkt_ray.registry.store import AliasEntry, Registry
 from dkt_ray.storage import Store
 
@@ -224,7 +224,7 @@ class RegistryPromises:
                 (folder / "users.txt").write_text("".join(f"{each}\n" for each in sorted(map(mark, users))))
             registry.publish(folder, digest[name])
         assert mark_bundles(registry, [mark("dan")]) == []
-        assert forgotten(registry) == {}
+        assert (forgotten(registry), forgotten_of(registry, digest["a"])) == ({}, None)
         assert mark_bundles(registry, [mark("ann")]) == [digest["a"]]
         first = forgotten(registry)
         assert {key: each.count for key, each in first.items()} == {digest["a"]: 1}
@@ -232,6 +232,7 @@ class RegistryPromises:
             assert mark_bundles(registry, [mark("ann"), mark("bob")]) == sorted([digest["a"], digest["b"]])
         found = forgotten(registry)
         assert {key: each.count for key, each in found.items()} == {digest["a"]: 2, digest["b"]: 1}
+        assert forgotten_of(registry, digest["a"]) == found[digest["a"]]
         assert found[digest["a"]].since == first[digest["a"]].since
         assert len(registry.list()) == 3
 
@@ -242,6 +243,16 @@ class RegistryPromises:
         registry.publish(folder, digest)
         assert trained_on(registry, digest, marks) == marks[::2]  # at once, and one by one
         assert [each for each in marks[:9] if trained_on(registry, digest, [each])] == marks[:9:2]
+
+    def test_a_mark_stays_known_while_the_store_cannot_be_read(self, registry: Registry) -> None:
+        mark, damaged = {"users": ["0" * 64], "since": "2026-03-02T16:00:00+00:00"}, b"{"
+        marks = Marks(registry)
+        registry.store.write_if("marks/b.json", damaged, None)
+        registry.store.write_json("marks/a.json", mark)
+        assert (marks("a"), marks("b"), marks("c")) == (Forgotten(1, "2026-03-02T16:00:00+00:00"), None, None)
+        registry.store.delete("marks/a.json")
+        registry.store.write_if("marks/a.json", damaged, None)
+        assert marks("a") == Forgotten(1, "2026-03-02T16:00:00+00:00")
 
     def test_a_damaged_list_of_users_is_named(self, registry: Registry, tmp_path: Path) -> None:
         mark = Privacy(b"key").mark("ann")

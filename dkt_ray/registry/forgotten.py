@@ -5,6 +5,7 @@ marks/<digest>.json   the deleted users among the training users of a bundle, as
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,10 +13,12 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from dkt_ray.errors import BundleError, ConflictError, NotFoundError
+from dkt_ray.errors import BundleError, ConflictError, NotFoundError, StorageError
 from dkt_ray.registry.store import Registry
 from dkt_ray.storage import Store, json_bytes, parse_json
 from dkt_ray.storage.store import explained
+
+logger = logging.getLogger(__name__)
 
 USERS: Final = "users.txt"  # of a bundle: the marks of its training users, one a line, sorted
 LINE: Final = 65  # bytes: a mark is SHA-256, hex
@@ -50,10 +53,34 @@ def mark_bundles(registry: Registry, marks: Collection[str]) -> list[str]:
 
 def forgotten(registry: Registry) -> dict[str, Forgotten]:
     """The bundles that are marked, by digest."""
-    read = {key: registry.store.read_json(key) for key in registry.store.list("marks")}
-    return {
-        key[len("marks/") : -len(".json")]: Forgotten(len(each["users"]), each["since"]) for key, each in read.items()
-    }
+    marked = [key[len("marks/") : -len(".json")] for key in registry.store.list("marks")]
+    read = {digest: forgotten_of(registry, digest) for digest in marked}
+    return {digest: each for digest, each in read.items() if each}
+
+
+def forgotten_of(registry: Registry, digest: str) -> Forgotten | None:
+    """How a bundle is marked; None: it is not."""
+    try:
+        read = registry.store.read_json(_key(digest))
+    except NotFoundError:
+        return None
+    return Forgotten(len(read["users"]), read["since"])
+
+
+class Marks:
+    """How bundles are marked, as `forgotten_of` tells; while the store cannot be read, as it was when it could."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._known: dict[str, Forgotten | None] = {}
+
+    def __call__(self, digest: str) -> Forgotten | None:
+        """How a bundle is marked; None: it is not, or nobody could tell so far."""
+        try:
+            self._known[digest] = forgotten_of(self._registry, digest)
+        except StorageError as error:
+            logger.warning("the mark of bundle %s is taken as it was: %s", digest, error)
+        return self._known.get(digest)
 
 
 def trained_on(registry: Registry, digest: str, marks: Collection[str]) -> list[str]:
@@ -91,7 +118,7 @@ def _holds(lines: pa.NativeFile, mark: bytes, place: str) -> bool:
 
 
 def _add(store: Store, digest: str, users: Collection[str]) -> None:
-    key = f"marks/{digest}.json"
+    key = _key(digest)
     while True:
         version: str | None = None
         there: dict[str, Any] = {"users": [], "since": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -107,3 +134,7 @@ def _add(store: Store, digest: str, users: Collection[str]) -> None:
         except ConflictError:
             continue  # somebody else marked it meanwhile
         return
+
+
+def _key(digest: str) -> str:
+    return f"marks/{digest}.json"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from asyncio import to_thread
 from collections import Counter
 from collections.abc import Callable
 from importlib import resources
 from time import monotonic
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Query as Parameter
@@ -16,6 +17,7 @@ from starlette.middleware import Middleware
 
 from dkt_ray import __version__
 from dkt_ray.data.query import Query
+from dkt_ray.registry.forgotten import Forgotten
 from dkt_ray.serving import edge, events, series
 from dkt_ray.serving.contract import MAX_CATALOGUE, CatalogueResponse, Health, ModelsResponse, ScoreSets
 from dkt_ray.serving.guard import Guard
@@ -28,6 +30,8 @@ from dkt_ray.serving.series import tally
 from dkt_ray.serving.telemetry import Observed, Telemetry, traced
 
 __all__ = ["Choose", "Served", "build_app"]
+
+Marked = Callable[[str], Forgotten | None]
 
 READY_S: Final = 1.0  # so long does /readyz remember that it was ready
 _PAGE: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -42,6 +46,7 @@ def build_app(
     telemetry: Telemetry | None = None,
     known: Callable[[], Known] = Known,
     memory: Memory | None = None,
+    marked: Marked = lambda digest: None,
 ) -> FastAPI:
     """Make the app.
 
@@ -53,6 +58,7 @@ def build_app(
         telemetry: where the requests are told of; None: in `/metrics` and the log.
         known: the keys that count, asked once per request.
         memory: of users; None: requests bring their histories along.
+        marked: which of a bundle's training users were deleted since; asked in a thread.
     """
     app = FastAPI(
         title="dkt-ray",
@@ -67,7 +73,7 @@ def build_app(
     app.include_router(scoring(traced(choose, telemetry), score_sets or {}, memory))
     app.include_router(events.events(memory, [row["question"] for row in predictor.catalogue.rows[:3]]))
     events.install(app)
-    app.include_router(_reading(choose, challenger, telemetry))
+    app.include_router(_reading(choose, challenger, telemetry, marked))
     for each in (predictor, challenger):
         if each is not None:
             telemetry.watch(each)
@@ -77,7 +83,7 @@ def build_app(
     return app
 
 
-def _reading(choose: Choose, challenger: Predictor | None, telemetry: Telemetry) -> APIRouter:
+def _reading(choose: Choose, challenger: Predictor | None, telemetry: Telemetry, marked: Marked) -> APIRouter:
     router = APIRouter()
     predictor, answer = choose(None)
     rows = predictor.catalogue.rows
@@ -86,7 +92,11 @@ def _reading(choose: Choose, challenger: Predictor | None, telemetry: Telemetry)
     @router.get("/v1/models", response_model=ModelsResponse)
     async def models() -> Response:
         """The bundle that answers, and its challenger in a rollout: members, weights, metrics and origin."""
-        return reply(describe(predictor) | {"challenger": challenger and describe(challenger)})
+
+        async def told(of: Predictor) -> dict[str, Any]:
+            return describe(of, await to_thread(marked, of.version))
+
+        return reply(await told(predictor) | {"challenger": challenger and await told(challenger)})
 
     @router.get("/v1/questions", response_model=CatalogueResponse, responses={422: PROBLEMS[422]})
     async def questions(limit: Annotated[int, Parameter(ge=1, le=MAX_CATALOGUE)] = 100) -> Response:

@@ -315,6 +315,13 @@ class CatalogueResponse(BaseModel):
     questions: list[CatalogueEntry]
 
 
+class Forgotten(BaseModel):
+    """Training users of a bundle who were deleted since."""
+
+    count: int
+    since: datetime = Field(description="when the first of them was found")
+
+
 class ModelsResponse(BaseModel):
     """A bundle behind this service."""
 
@@ -323,6 +330,9 @@ class ModelsResponse(BaseModel):
     model_version: str
     members: list[dict[str, Any]]
     metrics: dict[str, Any]
+    forgotten: Forgotten | None = Field(
+        None, description="how many of its training users were deleted since, and since when: train anew; null: none"
+    )
     challenger: ModelsResponse | None = Field(
         None, description="the bundle that answers some students while a rollout tries it out"
     )

@@ -29,7 +29,7 @@ from dkt_ray.events.outcomes import Outcomes
 from dkt_ray.events.sql import open_events
 from dkt_ray.privacy import Privacy
 from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.forgotten import mark_bundles
+from dkt_ray.registry.forgotten import Marks, mark_bundles
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving import fleet, series
 from dkt_ray.serving.api import Served, build_app
@@ -175,6 +175,7 @@ class Replica:
             telemetry=self._telemetry,
             memory=self._memory,
             known=lambda: self._ring.known,
+            marked=Marks(Registry(open_store(self._args.store))),
         )
 
     def direct(self, traffic: Traffic) -> Findings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dkt_ray.ensemble.scorer import Ask, Scores, ask_all
 from dkt_ray.registry import bundle
 from dkt_ray.registry.bundle import Bundle, Manifest
 from dkt_ray.registry.catalogue import Catalogue
+from dkt_ray.registry.forgotten import Forgotten
 from dkt_ray.registry.profile import Profile
 
 
@@ -92,7 +94,7 @@ class Predictor:
         return self._bundle.scorer.score_queries(queries, ask)
 
 
-def describe(predictor: Predictor) -> dict[str, Any]:
+def describe(predictor: Predictor, marked: Forgotten | None) -> dict[str, Any]:
     """What `GET /v1/models` says about the bundle."""
     provenance = predictor.manifest.provenance
     return {
@@ -106,4 +108,5 @@ def describe(predictor: Predictor) -> dict[str, Any]:
         "dataset_fingerprint": provenance.dataset_fingerprint,
         "protocol_fingerprint": provenance.protocol_fingerprint,
         "packages": predictor.manifest.packages,
+        "forgotten": marked and asdict(marked),
     }

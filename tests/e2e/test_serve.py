@@ -133,6 +133,15 @@ def test_what_was_acknowledged_is_in_the_next_answer_and_no_trace_is_left_of_who
     assert [path for path in places if path.is_file() and canary.encode() in path.read_bytes()] == []
 
 
+def test_models_says_that_training_users_were_deleted(world, http):
+    store, key = world.registry.store, f"marks/{world.alias()}.json"
+    assert http.get("/v1/models").json()["forgotten"] is None
+    since = "2026-03-02T16:00:00+00:00"
+    store.write_json(key, {"users": ["0" * 64, "1" * 64], "since": since})
+    assert http.get("/v1/models").json()["forgotten"] == {"count": 2, "since": since}
+    store.delete(key)
+
+
 def test_a_replica_that_is_killed_loses_no_event_and_keeps_none_twice(world):
     """Four who write, each event sent twice, and a replica that dies in the middle."""
     before, half, others = pids(REPLICA), threading.Barrier(5, timeout=600), 40

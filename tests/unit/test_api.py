@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 
 from dkt_ray.data.query import Query
 from dkt_ray.errors import UnavailableError
-from dkt_ray.serving import edge
+from dkt_ray.registry.forgotten import Forgotten
+from dkt_ray.serving import contract, edge
 from dkt_ray.serving.api import Served, build_app
 from dkt_ray.serving.predictor import Predictor
 from tests import bundles
@@ -344,6 +345,18 @@ def test_models_says_what_answers(client, predictor):
     assert found["metrics"] == {"auc": 0.71, "auc_interval": [0.65, 0.77]}
 
 
+def test_models_says_whose_training_users_were_deleted_since(predictor):
+    marks = {predictor.version: Forgotten(3, "2026-03-02T16:00:00+00:00")}
+    app = build_app(lambda student: Served(predictor, None), challenger=predictor, marked=marks.get)
+    with TestClient(app) as client:
+        found = client.get("/v1/models").json()
+        assert found["forgotten"] == {"count": 3, "since": "2026-03-02T16:00:00+00:00"}
+        assert found["challenger"]["forgotten"] == found["forgotten"]
+        assert contract.ModelsResponse.model_validate(found).forgotten.count == 3
+        marks.clear()
+        assert client.get("/v1/models").json()["forgotten"] is None
+
+
 def test_models_names_the_challenger_of_a_rollout(predictor):
     with TestClient(build_app(lambda student: Served(predictor, None), challenger=predictor)) as client:
         found = client.get("/v1/models").json()
@@ -371,8 +384,6 @@ def test_openapi_examples_run_as_they_stand_and_every_route_has_some(client):
 
 
 def test_responses_are_what_the_schema_says(client, known):
-    from dkt_ray.serving import contract
-
     contract.PredictResponse.model_validate(post(client, {"targets": known[:2]}).json())
     contract.KnowledgeResponse.model_validate(post(client, {}, "/v1/knowledge-state").json())
     contract.CatalogueResponse.model_validate(client.get("/v1/questions").json())
