@@ -170,6 +170,45 @@ class OutcomePromises:
         assert send(3, NOW + 70, 0) == 1
         assert outcomes.join([answered("q", 1, NOW + 80, BOB)]) == 1
 
+    def test_no_prediction_that_was_made_when_the_answer_was_known_is_joined(
+        self, events: Events, outcomes: Outcomes
+    ) -> None:
+        """Clients whose clocks are wrong, up to a minute either way; the probability says when it was foreseen."""
+        random = np.random.default_rng(0)
+        questions = [f"q{number}" for number in range(200)]
+        made = {question: np.sort(random.choice(60_000, 4, replace=False)) for question in questions}
+        outcomes.keep([foreseen(question, at / 1e6, NOW + int(at)) for question, ats in made.items() for at in ats])
+        sent = [
+            Event(f"{question}{turn}", ANN, question, NOW + int(received + off), NOW + int(received), int(turn))
+            for question in questions
+            for turn, (received, off) in enumerate(random.integers([0, -60_000], 60_000, (2, 2)))
+        ]
+        events.log.append(sent)
+        assert len({event.answered_at for event in sent}) == len(sent)
+        by_time = {event.answered_at: event for event in sent}
+        joined = sum(outcomes.join(sent[start : start + 50]) for start in range(0, len(sent), 50))
+        found = outcomes.latest("b" * 64)
+        ahead = 0
+        for probability, correct, at in zip(found.probability, found.correct, found.at, strict=True):
+            event, foreseen_at = by_time[at], NOW + round(probability * 1e6)
+            assert foreseen_at <= min(event.answered_at, event.received_at)
+            assert foreseen_at - NOW in made[event.question]
+            assert correct == event.correct
+            ahead += event.answered_at > event.received_at
+        assert joined == len(found.at) > 50
+        assert ahead > 20
+
+    def test_an_answer_whose_clock_is_ahead_stands_where_it_was_received(
+        self, events: Events, outcomes: Outcomes
+    ) -> None:
+        ahead = Event("e1", ANN, "q", NOW + 100, NOW + 15, 1)
+        assert events.log.append([ahead]).added == 1
+        assert outcomes.join([ahead]) == 0
+        outcomes.keep([foreseen("q", 0.1, NOW + 10)])  # another replica's, written after its answer
+        later = Event("e2", ANN, "q", NOW + 20, NOW + 20, 0)
+        events.log.append([later])
+        assert outcomes.join([later]) == 0
+
     def test_what_no_database_holds_costs_nothing_else(self, outcomes: Outcomes) -> None:
         meter = Meter()
         journal = Journal(outcomes, Meters(meter))

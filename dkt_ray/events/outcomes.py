@@ -2,7 +2,7 @@
 
 An outcome holds no user. A prediction is of the next answer to its question: the latest one made before an answer, and
 not more than `KEPT_DAYS` before it, is joined to it, unless the log has an answer in between; it and the older ones are
-gone then, so that a repeated event changes nothing.
+gone then, so that a repeated event changes nothing. An answer whose clock is ahead stands where it was received.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Outcomes:
         Raises:
             UnavailableError: the database does not answer.
         """
-        graded = sorted((event for event in events if event.correct is not None), key=lambda each: each.answered_at)
+        graded = sorted((event for event in events if event.correct is not None), key=_known_at)
         if not graded:
             return 0
         return written(self.engine, lambda connection: sum(_join(connection, each) for each in pieces(graded)))
@@ -205,10 +205,10 @@ def _join(connection: Connection, events: Sequence[Event]) -> int:
     used: list[int] = []
     for event in events:
         waiting = foreseen[event.user, event.question]
-        before = [row for row in waiting if row.at <= event.answered_at]
+        before = [row for row in waiting if row.at <= _known_at(event)]
         if not before:
             continue
-        if before[-1].at >= event.answered_at - KEPT_DAYS * DAY_MS:
+        if before[-1].at >= _known_at(event) - KEPT_DAYS * DAY_MS:
             met.append((event, before[-1]))
         used += [row.number for row in before]
         foreseen[event.user, event.question] = waiting[len(before) :]
@@ -218,7 +218,7 @@ def _join(connection: Connection, events: Sequence[Event]) -> int:
     made = [
         {"bundle": row.bundle, "probability": row.probability, "correct": event.correct, "at": event.answered_at}
         for event, row in met
-        if not any(row.at <= at < event.answered_at for at in answers[event.user, event.question])
+        if not any(row.at <= at < _known_at(event) for at in answers[event.user, event.question])
     ]
     if made:
         connection.execute(insert(OUTCOMES), made)
@@ -226,17 +226,22 @@ def _join(connection: Connection, events: Sequence[Event]) -> int:
 
 
 def _answers(connection: Connection, met: Sequence[tuple[Event, Any]]) -> dict[tuple[str, str], list[int]]:
-    """When the log says that users answered questions, ms UTC, from the oldest of some predictions on."""
+    """When users had answered questions, by the log, ms UTC, from the oldest of some predictions on."""
     users, questions = ({getattr(event, name) for event, _ in met} for name in ("user", "question"))
-    query = select(EVENTS.c.user, EVENTS.c.question, EVENTS.c.answered_at).where(
+    query = select(EVENTS.c.user, EVENTS.c.question, EVENTS.c.answered_at, EVENTS.c.received_at).where(
         EVENTS.c.user.in_(users),
         EVENTS.c.question.in_(questions),
         EVENTS.c.answered_at >= min((row.at for _, row in met), default=0),
     )
     found: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for user, question, at in connection.execute(query) if met else ():
-        found[user, question].append(at)
+    for row in connection.execute(query) if met else ():
+        found[row.user, row.question].append(_known_at(row))
     return found
+
+
+def _known_at(answer: Event | Any) -> int:
+    """When an answer was there, ms UTC: no later than it was received, though the client's clock may say so."""
+    return int(min(answer.answered_at, answer.received_at))
 
 
 def _foreseen(connection: Connection, events: Sequence[Event]) -> dict[tuple[str, str], list[Any]]:
