@@ -42,8 +42,6 @@ def run(config: BackupConfig) -> dict[str, Any]:
         raise ConfigError(
             "events: not a SQLite file; of a PostgreSQL server: pg_dump --format=custom --file=FILE DATABASE"
         )
-    if not Path(url.database).is_file():
-        raise ConfigError(f"events: {url.database}: no such file")
     target = Path(config.target)
     try:
         with staged(target) as temporary:

@@ -60,17 +60,17 @@ def events_url(setting: str | None) -> str | None:
 
 
 def required_url(setting: str | None) -> str:
-    """Where the events are.
+    """Where the events are, for a job.
 
     Raises:
-        ConfigError: neither the setting nor the environment says so.
+        ConfigError: neither the setting nor the environment says so, or there is no such file.
     """
     url = events_url(setting)
     if url is None:
         raise ConfigError(
             f"setting events is missing: name the database, --set events=sqlite:////PATH, or {EVENTS_URL}"
         )
-    return url
+    return existing(url)
 
 
 def existing(url: str) -> str:

@@ -18,7 +18,7 @@ from pydantic import Field
 from dkt_ray.config import Config
 from dkt_ray.errors import ConfigError, ConflictError, NotFoundError
 from dkt_ray.events import parts, tombstones
-from dkt_ray.events.database import existing, required_url
+from dkt_ray.events.database import required_url
 from dkt_ray.events.parts import POINTER
 from dkt_ray.events.sql import Events, open_events
 from dkt_ray.storage import Store, json_bytes, open_store, parse_json
@@ -67,7 +67,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
         UnavailableError: the database cannot be reached.
     """
     started = time.monotonic()
-    events = open_events(existing(required_url(config.events)))
+    events = open_events(required_url(config.events))
     try:
         store = open_store(config.store)
         files = store.child(parts.folder(config.name))

@@ -267,3 +267,10 @@ def test_the_table_names_the_champion():
     assert outcomes.table({}, None) == "no outcomes yet"
     with pytest.raises(ConfigError, match="DKT_EVENTS_URL"):
         outcomes.run(outcomes.OutcomesConfig())
+
+
+def test_a_database_of_a_mistyped_name_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.delenv("DKT_EVENTS_URL", raising=False)
+    with pytest.raises(ConfigError, match=r"evnets\.db: no such file"):
+        outcomes.run(outcomes.OutcomesConfig(events=f"sqlite:///{tmp_path}/evnets.db", store=str(tmp_path / "store")))
+    assert not (tmp_path / "evnets.db").exists()
