@@ -15,12 +15,13 @@ from pydantic import Field
 from dkt_ray.client import Client, NoAnswerError, RefusedError
 from dkt_ray.config import Config
 from dkt_ray.data import reader
+from dkt_ray.data.ingest import EXPANSION
 from dkt_ray.data.parse import locate, parse
 from dkt_ray.errors import DktError, InputError
 from dkt_ray.log import progress
 from dkt_ray.schema import CONCEPT_SEPARATOR, UNKNOWN
 from dkt_ray.serving.events_contract import MAX_EVENTS
-from dkt_ray.storage import list_inputs
+from dkt_ray.storage import input_bytes, list_inputs
 from dkt_ray.storage.aws import SCHEME
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Part(NamedTuple):
     events: list[Fields]
     rejected: int  # rows beside them that are no answers
     why: str  # the first of these
+    size: int  # bytes of the stored file that it stands for, estimated for `.gz`
 
 
 def run(config: EventsConfig) -> dict[str, Any]:
@@ -88,14 +90,20 @@ def parts(path: str, columns: Mapping[str, str], name: str, rows: int = MAX_EVEN
     Raises:
         InputError: the file cannot be read.
     """
-    for source in reader.sources([path]):
+    sources, rest = reader.sources([path]), input_bytes(path)
+    parquet = any(source.group is not None for source in sources)
+    most = rest // len(sources) if parquet else reader.BLOCK_BYTES // EXPANSION.get(path.rpartition(".")[2], 1)
+    for source in sources:
         for block in reader.blocks(source, columns):
             found = parse(block.raw, path, block.rows)
             bad = pl.concat([block.malformed, found.rejected])
             events = _events(found.good, columns, name)
-            yield Part(events[:rows], len(bad), bad["reason"][0] if len(bad) else "")
-            for start in range(rows, len(events), rows):
-                yield Part(events[start : start + rows], 0, "")
+            pieces = [events[start : start + rows] for start in range(0, len(events), rows)] or [[]]
+            size = min(most, rest)
+            rest -= size
+            why = bad["reason"][0] if len(bad) else ""
+            for place, piece in enumerate(pieces):
+                yield Part(piece, 0 if place else len(bad), why, size // len(pieces))
 
 
 def _named(path: str, name: str | None) -> dict[str, str]:
@@ -122,8 +130,7 @@ def _base(path: str) -> str:
 
 def _send(path: str, name: str, config: EventsConfig, client: Client, totals: dict[str, int]) -> None:
     columns = locate(reader.header(path), config.columns, path)
-    blocks = (block for source in reader.sources([path]) for block in reader.blocks(source, columns))
-    total = sum(len(block.raw) + len(block.malformed) for block in blocks)
+    total = input_bytes(path)
     with progress(f"send {PurePath(path).name}", total) as done:
         for part in parts(path, columns, name):
             if part.rejected:
@@ -136,7 +143,8 @@ def _send(path: str, name: str, config: EventsConfig, client: Client, totals: di
                 raise DktError(f"{path}: {error}; {before}: give the same command again") from error
             for word in ("added", "waiting", "repeated"):
                 totals[word] += getattr(sent, word)
-            done.advance(len(part.events) + part.rejected)
+            done.advance(min(part.size, total - 1 - done.done))
+        done.advance(total - done.done)
 
 
 def _events(rows: pl.DataFrame, columns: Mapping[str, str], name: str) -> list[Fields]:

@@ -1,12 +1,15 @@
 """`dkt events`: a log goes to the service row by row, once, whatever is interrupted."""
 
+import gzip
 from functools import partial
 
 import polars as pl
 import pytest
 
 from dkt_ray.client import Client
+from dkt_ray.data import reader
 from dkt_ray.errors import DktError, InputError
+from dkt_ray.log import Progress
 from dkt_ray.pipelines import events
 from tests.requests import forwarded
 
@@ -53,6 +56,27 @@ def test_parquet_with_names_of_its_own_and_without_times_is_sent_too(send, api, 
     assert send(tmp_path / "log.parquet", columns=columns)["repeated"] == 2
     latest = api.get("/v1/users/7?answers=2").json()["latest"]
     assert [(each["question"], each["correct"]) for each in latest] == [("1", 1), ("2", 0)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])
+def test_a_log_is_read_once_and_the_progress_is_that_of_its_bytes(send, tmp_path, monkeypatch, kind):
+    log, opened, told = tmp_path / f"log.{kind}", [], []
+    rows = pl.DataFrame({"userID": "u", "assessmentItemID": [f"q{number}" for number in range(3_000)], "answerCode": 1})
+    if kind == "parquet":
+        rows.write_parquet(log, row_group_size=1_500)
+    else:
+        text = rows.write_csv().encode()
+        log.write_bytes(gzip.compress(text) if kind == "csv.gz" else text)
+    blocks = reader.blocks
+    monkeypatch.setattr(reader, "blocks", lambda source, columns: opened.append(source) or blocks(source, columns))
+    advance = Progress.advance
+    monkeypatch.setattr(Progress, "advance", lambda done, steps: advance(done, steps) or told.append(done.done))
+    assert send(log)["added"] == 3_000
+    assert [(source.path, source.group) for source in opened] == (
+        [(str(log), 0), (str(log), 1)] if kind == "parquet" else [(str(log), None)]
+    )
+    assert told == sorted(set(told))  # each part sent is progress, and only the last ends it
+    assert (len(told), told[-1]) == (5 if kind == "parquet" else 4, log.stat().st_size)
 
 
 def test_what_is_refused_in_the_middle_names_the_place_and_keeps_what_came_before(send, tmp_path):
