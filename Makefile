@@ -46,9 +46,10 @@ lint: setup  ## ruff, mypy, import-linter, size report
 bench: setup  ## The benchmarks, one JSON line each
 	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
 
-reliability: setup  ## The long runs: a sweep killed ten times (SWEEP_ARGS); the service under kills, rollouts, overload (ARGS); requests of every kind (FUZZ_ARGS)
+reliability: setup  ## The long runs: a sweep killed ten times (SWEEP_ARGS); the service under kills, rollouts, overload (ARGS); exports killed (EXPORT_ARGS); requests of every kind (FUZZ_ARGS)
 	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/kill_sweep.py $(SWEEP_ARGS)
 	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/serving.py $(ARGS)
+	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/export_kill.py $(EXPORT_ARGS)
 	$(LOCAL_RAY) $(ONE_THREAD) PYTHONPATH=. $(BIN)/python tests/reliability/fuzz.py $(FUZZ_ARGS)
 
 clean:  ## Remove .venv, caches and build outputs; data/ (stores, logs) stays

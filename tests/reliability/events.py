@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import numpy as np
 import polars as pl
 
@@ -20,6 +21,7 @@ from dkt_ray.client import RefusedError
 from dkt_ray.events.sql import open_events
 from dkt_ray.pipelines import export, forget, prepare
 from dkt_ray.privacy import Privacy
+from tests.reliability.forgetting import files, of_user, places, proven, traces
 from tests.reliability.processes import REPLICA, kill, pids, wait_for_another, wait_until
 from tests.reliability.scenarios import Outcome
 from tests.reliability.world import World
@@ -128,39 +130,50 @@ def stored_users(world: World, url: str, users: int, events: int, rate: float, s
 
 
 def forgotten(world: World, url: str, count: int, folder: Path) -> Outcome:
-    """Users who are deleted: no trace in database, logs and exports, and after compaction none in prepared data."""
-    questions, store = _questions(world), folder / "store"
+    """Users who are deleted: no trace in database and logs, and after compaction none in exports and prepared data.
+
+    The control: users who stay are found in each place, and in the logs the id of a request that names a deleted one.
+    """
+    questions, store, answers = _questions(world), folder / "store", 5
     marked = [f"canary-{uuid4().hex}" for _ in range(count)]
     kept = [f"other-{uuid4().hex}" for _ in range(40)]
     export_of = export.ExportConfig(events=url, store=str(store))
     dataset = prepare.PrepareConfig(
         store=str(store), data={"path": f"{store}/exports/events/*.parquet", "folds": 2, "test_fraction": 0.2}
     )
+    privacy = Privacy.of_environment()
+    gone, stay = ([word for name in names for word in of_user(privacy, name, answers)] for names in (marked, kept))
+
+    def look(wanted: Sequence[str]) -> dict[str, int]:
+        return traces(wanted, places(Path(url.removeprefix("sqlite:///")), _logs(), store))
+
     with Client(world.url, deadline_s=world.deadline_s) as client:
-        client.record(_event(name, number, questions) for name in [*marked, *kept] for number in range(5))
+        client.record(_event(name, number, questions) for name in [*marked, *kept] for number in range(answers))
         for name in marked:
             client.predict([questions[0]], user_id=name)
         export.run(export_of)
         prepare.run(dataset)
-        planted = _traces(marked, url, store)
+        planted = look(gone)
         deleted = [client.forget(name) for name in marked]
         refused = sum(_is_gone(client, name) for name in marked)
-    after_delete = _traces(marked, url, store)
+    stay.append(_request_id(world, marked[0], questions[0]))
+    wait_until(lambda: traces(stay[-1:], {"logs": _logs()})["logs"] > 0)  # written a moment later
+    after_delete = look(gone)
     forget.run(forget.ForgetConfig(events=url, store=str(store)))
-    after_compaction = _traces(marked, url, store)
+    control, after_compaction = look(stay), look(gone)
     rows = sum(sum(each.removed.values()) for each in deleted)
     figures = {
         "users": count,
         "rows_removed": rows,
         "refused": refused,
         "planted": planted,
+        "control": control,
         "after_delete": after_delete,
         "after_compaction": after_compaction,
     }
     problems = [f"none was planted: {place}" for place in ("database", "exports", "prepared") if not planted[place]]
     at_once = {place: after_delete[place] for place in ("database", "logs")}
-    for when, found in (("DELETE", at_once), ("compaction", after_compaction)):
-        problems += [f"{traces} files with traces after {when}: {place}" for place, traces in found.items() if traces]
+    problems += proven({}, at_once, "DELETE") + proven(control, after_compaction, "compaction")
     if refused != count:
         problems.append(f"{count - refused} of {count} deleted users are answered for")
     return Outcome("forgotten", figures, problems)
@@ -221,38 +234,15 @@ def _is_gone(client: Client, name: str) -> bool:
     return False
 
 
-def _traces(users: Sequence[str], url: str, store: Path) -> dict[str, int]:
-    """Files in which something of a user stands, by place: his id, or the name under which he is stored."""
-    privacy = Privacy.of_environment()
-    raw = [name.encode() for name in users]
-    names = {privacy.user(name) for name in users}
-    database = Path(url.removeprefix("sqlite:///"))
-    stored = [name.encode() for name in names]
-    return {
-        "database": sum(_holds(path, raw + stored) for path in database.parent.glob(f"{database.name}*")),
-        "logs": sum(_holds(path, raw) for path in _logs()),
-        "exports": sum(_tabled(path, names, raw) for path in store.glob("exports/**/*") if path.is_file()),
-        "prepared": sum(_tabled(path, names, raw) for path in store.glob("datasets/**/*") if path.is_file()),
-    }
+def _request_id(world: World, user: str, question: str) -> str:
+    """Of a request that names a user, whatever is answered: it stands in the replica's log."""
+    body = {"user_id": user, "targets": [question]}
+    answer = httpx.post(f"{world.url}/v1/predict", json=body, timeout=world.deadline_s, trust_env=False)
+    return answer.headers["x-request-id"]
 
 
 def _logs() -> list[Path]:
     """Of Ray, its workers and replicas."""
     import ray
 
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-    return [path for path in session.glob("logs/**/*") if path.is_file()]
-
-
-def _holds(path: Path, wanted: Sequence[bytes]) -> bool:
-    content = path.read_bytes()
-    return any(each in content for each in wanted)
-
-
-def _tabled(path: Path, names: set[str], raw: Sequence[bytes]) -> bool:
-    """Whether a file of a store holds a user; Parquet is read, as its pages are compressed."""
-    if path.suffix != ".parquet":
-        return _holds(path, [*raw, *(name.encode() for name in names)])
-    table = pl.read_parquet(path)
-    texts = [column for column in table.get_columns() if column.dtype == pl.String]
-    return any(not names.isdisjoint(column.unique().to_list()) for column in texts)
+    return files(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")

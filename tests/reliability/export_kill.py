@@ -1,7 +1,8 @@
-"""Exports that are killed again and again: `python -m tests.reliability.export_kill KILLS`; a few in test_export.py."""
+"""Exports that are killed again and again: `python tests/reliability/export_kill.py --kills 60`; in tests, a few."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import signal
@@ -87,5 +88,7 @@ def run(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=60)
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(run(Path(scratch), int(sys.argv[1]))))
+        print(json.dumps(run(Path(scratch), parser.parse_args().kills)))

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import ledger
 from benchmarks.ledger import Entry
-from tests.reliability import events, serving, user
+from tests.reliability import events, forgetting, serving, user
 from tests.reliability.head_kill import _share
 from tests.reliability.processes import Kill
 from tests.reliability.scenarios import Outcome, stray
@@ -96,11 +96,18 @@ def test_events_that_are_missing_twice_or_changed_are_found():
     assert events.once([*rows[1:], ("kept 0", "q", 0, 0)], wanted, "it") == ["it: event e0 has other content"]
 
 
-def test_a_trace_is_found_in_a_database_and_in_parquet(tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "_logs", list)
+def test_a_trace_is_found_in_a_database_a_log_and_parquet(tmp_path):
     (tmp_path / "events.db-wal").write_bytes(b"..ada..")
-    (tmp_path / "store/exports/events").mkdir(parents=True)
-    pl.DataFrame({"userID": ["ada"], "answerCode": [1]}).write_parquet(tmp_path / "store/exports/events/part.parquet")
-    found = events._traces(["ada"], f"sqlite:///{tmp_path}/events.db", tmp_path / "store")
-    assert found == {"database": 1, "logs": 0, "exports": 1, "prepared": 0}
-    assert not any(events._traces(["eve"], f"sqlite:///{tmp_path}/events.db", tmp_path / "store").values())
+    (tmp_path / "replica.err").write_text('{"user": "ada"}')
+    pl.DataFrame({"userID": ["ada"] * 99, "answerCode": [1] * 99}).write_parquet(tmp_path / "part.parquet")
+    places = {path.name: [path] for path in forgetting.files(tmp_path)}
+    assert forgetting.traces(["zoe", "ada"], places) == {"events.db-wal": 1, "part.parquet": 1, "replica.err": 1}
+    assert not any(forgetting.traces(["zoe"], places).values())
+
+
+def test_that_nothing_is_found_proves_nothing_where_the_control_is_not_found_either():
+    assert forgetting.proven({"logs": 1, "exports": 3}, {"logs": 0, "exports": 0}, "DELETE") == []
+    assert forgetting.proven({"logs": 0, "exports": 3}, {"logs": 0, "exports": 2}, "DELETE") == [
+        "logs: the search finds nothing, not even what is there, after DELETE",
+        "2 files with traces after DELETE: exports",
+    ]
