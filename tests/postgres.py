@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -25,6 +26,13 @@ SETTINGS = ("listen_addresses=", "fsync=off", "shared_buffers=16MB", "max_connec
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[], str]]:
     """A function that makes an empty database and gives its url."""
+    with server() as empty:
+        yield empty
+
+
+@contextmanager
+def server() -> Iterator[Callable[[], str]]:
+    """The server; the function makes an empty database in it and gives its url."""
     programs = postgres_programs()
     assert programs is not None  # else the mark `postgres` has skipped the test
     folder = Path(tempfile.mkdtemp(prefix="dkt-pg-", dir="/tmp"))  # short: the unix socket lives there
@@ -49,7 +57,7 @@ def postgres() -> Iterator[Callable[[], str]]:
     options = [word for setting in SETTINGS for word in ("-c", setting)]
     command = [programs / "postgres", "-D", data, "-k", folder, *options]
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, **as_him)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, **as_him)
     address = f"host={folder} user=dkt dbname=postgres"
     numbers = count()
 
@@ -60,15 +68,15 @@ def postgres() -> Iterator[Callable[[], str]]:
         return f"postgresql+psycopg://dkt@/{name}?host={folder}"
 
     try:
-        _await(server, address, folder / "server.log")
+        _await(process, address, folder / "server.log")
         yield empty
     finally:
-        server.send_signal(signal.SIGQUIT)  # at once: nothing in it is worth keeping
+        process.send_signal(signal.SIGQUIT)  # at once: nothing in it is worth keeping
         try:
-            server.wait(30)
+            process.wait(30)
         except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            process.kill()
+            process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

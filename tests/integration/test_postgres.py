@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
+from benchmarks import event_log
 from dkt_ray.errors import UnavailableError
 from dkt_ray.events import database, retention
 from dkt_ray.events.database import writing
@@ -81,3 +83,10 @@ def test_a_server_that_only_reads_is_unavailable(events: Events, url: str, caplo
         reader.log.append([answer(1)])
     assert "read-only" in caplog.text
     reader.close()
+
+
+def test_a_copy_that_was_made_while_events_came_in_is_put_back(events: Events, url: str, tmp_path: Path) -> None:
+    """As the runbook says; the copy is compared with the log event by event."""
+    found = event_log.recovered(events, url, tmp_path, kept=300)
+    assert found["events"] > 300
+    assert found["events"] + found["lost"] == events.log.count()
