@@ -125,6 +125,11 @@ class Client:
         self._urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         if not self._urls or not all(url.startswith(("http://", "https://")) for url in self._urls):
             raise ConfigError(f"urls are {self._urls}; give addresses like http://127.0.0.1:8000")
+        try:
+            for url in self._urls:
+                httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"urls are {self._urls}: {error}; give addresses like http://127.0.0.1:8000") from None
         if min(deadline_s, try_s) <= 0:
             raise ConfigError(f"deadline_s is {deadline_s:g}, try_s {try_s:g}; both must be above 0")
         self._preferred = 0

@@ -322,8 +322,11 @@ class EncoderState:
             found = facts.get("version")
             raise BundleError(f"encoder state version is {found}, this package needs {STATE_VERSION}; prepare again")
         scaler = [None if facts[name] is None else np.array(facts[name]) for name in ("mean", "std")]
-        counts = Counts.from_table(pq.read_table(folder / "counts.parquet"))
-        profile = Profile.from_table(pq.read_table(folder / "profile.parquet"))
+        try:
+            counts = Counts.from_table(pq.read_table(folder / "counts.parquet"))
+            profile = Profile.from_table(pq.read_table(folder / "profile.parquet"))
+        except KeyError as error:
+            raise BundleError(f"encoder state has other columns ({error.args[0]}); prepare again") from None
         state = cls(build(EncoderConfig, facts["config"]), counts, profile, facts["timed"], None, *scaler)
         if facts["numbers"] != list(versions(state.number_names)):
             changed = ", ".join(sorted(set(facts["numbers"]) ^ set(versions(state.number_names)))) or "their order"

@@ -42,6 +42,7 @@ from dkt_ray.privacy import PRIVACY_KEY, Privacy
 from dkt_ray.registry import catalogue, golden
 from dkt_ray.registry import profile as profiles
 from dkt_ray.registry.profile import Profile
+from dkt_ray.storage.atomic import PRIVATE
 
 C = TypeVar("C", bound=Config)
 
@@ -350,7 +351,9 @@ def _write_users(folder: Path, users: Iterable[str]) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    """All but what a local store leaves beside the files that it writes."""
+    found = (path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith(PRIVATE))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _facts(path: Path) -> FileFacts:

@@ -101,6 +101,11 @@ class ServeArgs(Config):
     access_log: bool = True
     """A line of JSON per request on each replica's stderr, which Ray keeps among its logs."""
 
+    @property
+    def copies(self) -> Path | None:
+        """As `registry.cache.local_copy` takes it."""
+        return Path(self.cache) if self.cache else None
+
     @model_validator(mode="after")
     def _ordered(self) -> ServeArgs:
         if self.min_replicas > self.max_replicas:
@@ -132,7 +137,7 @@ class Replica:
 
     def _load(self, digest: str) -> Served:
         args = self._args
-        folder = local_copy(Registry(open_store(args.store)), digest, Path(args.cache) if args.cache else None)
+        folder = local_copy(Registry(open_store(args.store)), digest, args.copies)
         predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
         breakers = Breakers(args.breaker)  # the golden requests tolerated nothing
         answer = partial(predictor.answer, ask=breakers)

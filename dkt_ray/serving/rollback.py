@@ -106,7 +106,7 @@ def _go_back(config: RollbackConfig) -> AliasEntry:
     entry = registry.alias(config.alias)
     if running is None or entry is None or entry.previous is None:
         return registry.rollback(config.alias, config.reason)
-    local_copy(registry, entry.previous)  # it is there, and its files are whole
+    local_copy(registry, entry.previous, running.copies)  # it is there, and its files are whole
     after = running.model_copy(update={"bundle": entry.previous, "challenger": None})
     with service.changing(Intent(action="rollback", before=running.model_dump(), after=after.model_dump()), config):
         moved = registry.rollback(config.alias, config.reason)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import Field
@@ -126,12 +127,13 @@ def _roll_out(config: RolloutConfig) -> dict[str, Any]:
     after = _arguments(config, digest, before)
     service.check_keys(after, config)
     try:
-        footprint = stages.run("verify", lambda: _verify(registry, digest, config), Footprint.told)
+        footprint = stages.run("verify", lambda: _verify(registry, digest, after.copies, config), Footprint.told)
         starting = max(service.replicas(), after.min_replicas)
         both = 1 + (before is not None and config.trial.needs_both)
         stages.run("preflight", lambda: check_room(after, starting, both * footprint.resident_mib))
         champion = _champion(entry, before, digest)
-        gate = stages.run("gate", lambda: _judged(registry, champion, digest, config), _gate_in_words, leave=True)
+        judged = partial(_judged, registry, champion, digest, after.copies, config)
+        gate = stages.run("gate", judged, _gate_in_words, leave=True)
     except BundleError as error:
         raise RolloutError(f"bundle {digest} is refused: {error}") from error
     if before is None:
@@ -185,9 +187,9 @@ def _try_out(before: ServeArgs, digest: str, config: RolloutConfig, stages: Stag
     return old
 
 
-def _verify(registry: Registry, digest: str, config: RolloutConfig) -> Footprint:
+def _verify(registry: Registry, digest: str, copies: Path | None, config: RolloutConfig) -> Footprint:
     check_size(registry.store, f"bundles/{digest}", config.budget)
-    return verify_apart(local_copy(registry, digest), digest, config.verify_timeout_s, config.budget)
+    return verify_apart(local_copy(registry, digest, copies), digest, config.verify_timeout_s, config.budget)
 
 
 def _champion(entry: AliasEntry | None, before: ServeArgs | None, digest: str) -> str | None:
@@ -200,7 +202,9 @@ def _champion(entry: AliasEntry | None, before: ServeArgs | None, digest: str) -
     return next((each for each in known if each not in (None, digest)), known[0])
 
 
-def _judged(registry: Registry, champion: str | None, digest: str, config: RolloutConfig) -> dict[str, Any]:
+def _judged(
+    registry: Registry, champion: str | None, digest: str, copies: Path | None, config: RolloutConfig
+) -> dict[str, Any]:
     """The gate's report, which the store keeps; or why nobody judged.
 
     Raises:
@@ -211,7 +215,7 @@ def _judged(registry: Registry, champion: str | None, digest: str, config: Rollo
     if config.gate is False:
         return {"skipped": "gate=false", "history": "gate left out"}
     try:
-        old, new = (bundles.load(local_copy(registry, each), each) for each in (champion, digest))
+        old, new = (bundles.load(local_copy(registry, each, copies), each) for each in (champion, digest))
         report = examine(registry.store, old, new, config.gate)
     except DktError as error:
         raise RolloutError(

@@ -19,6 +19,7 @@ import yaml
 
 from dkt_ray.data.query import Query
 from dkt_ray.errors import RolloutError
+from dkt_ray.registry import cache
 from dkt_ray.registry.bundle import verify
 from dkt_ray.registry.clean_process import Footprint
 from dkt_ray.registry.store import Registry
@@ -164,6 +165,7 @@ def world(ray_cluster, tmp_path_factory):
     world.roll_out(world.first)
     with pytest.MonkeyPatch.context() as patch:  # in a process of its own it takes seconds, and it has been seen above
         patch.setattr(rollout, "verify_apart", lambda folder, digest, *more: (verify(folder, digest), COST)[1])
+        patch.setattr(cache, "default_folder", None)  # copies lie where those of the replicas do
         yield world
     serve.shutdown()
 

@@ -13,6 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from dkt_ray.errors import BundleError
 from dkt_ray.registry import bundle, golden
+from dkt_ray.registry.cache import local_copy
+from dkt_ray.registry.store import Registry
+from dkt_ray.storage import open_store
 from tests import bundles
 from tests.bad_bundles import edit, seal
 
@@ -100,6 +103,20 @@ def test_one_flipped_bit_is_refused_by_name(copy, name):
     (copy / name).write_bytes(data)
     with pytest.raises(BundleError, match=rf"{name}.*SHA-256"):
         bundle.load(copy)
+
+
+def test_the_locks_of_a_local_store_are_no_files_of_a_bundle(made, tmp_path):
+    """Its members lay in one, and so does the bundle afterwards."""
+    members = {name: Path(shutil.copytree(path, tmp_path / name)) for name, path in made[2].items()}
+    for path in members.values():
+        (path / ".dkt-lock").touch()
+    digest = bundles.build(tmp_path / "bundle", members)
+    assert digest == made[3]
+    registry = Registry(open_store(str(tmp_path / "store")))
+    registry.publish(tmp_path / "bundle", digest)
+    assert list((tmp_path / "store/bundles" / digest).rglob(".dkt-lock"))
+    bundle.check(tmp_path / "store/bundles" / digest, digest)
+    bundle.check(local_copy(registry, digest, tmp_path / "copies"), digest)
 
 
 def test_truncated_missing_and_unlisted_files_are_refused(copy):

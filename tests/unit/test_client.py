@@ -266,7 +266,17 @@ def test_a_single_id_is_one_question_or_concept(clock):
     assert [body.get("targets", body.get("concepts")) for body in sent] == [["A010001003"]] * 3
 
 
-@pytest.mark.parametrize("settings", [{"urls": []}, {"urls": "127.0.0.1:8000"}, {"deadline_s": 0}, {"try_s": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"urls": []},
+        {"urls": "127.0.0.1:8000"},
+        {"urls": "http://[::1"},
+        {"urls": ["http://a", "http://b:port"]},
+        {"deadline_s": 0},
+        {"try_s": -1},
+    ],
+)
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError):
         Client(**settings)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from dkt_ray.config import build
@@ -118,6 +119,13 @@ def test_state_round_trip(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(text.replace("user_count@1", "user_count@0"))
     with pytest.raises(BundleError, match="user_count@0, user_count@1"):
         EncoderState.load(tmp_path)
+    (tmp_path / "state.json").write_text(text)
+    for name in ("counts.parquet", "profile.parquet"):
+        content = (tmp_path / name).read_bytes()
+        pl.read_parquet(tmp_path / name).rename({"question": "item"}).write_parquet(tmp_path / name)
+        with pytest.raises(BundleError, match=r'other columns .*"question"'):
+            EncoderState.load(tmp_path)
+        (tmp_path / name).write_bytes(content)
 
 
 def test_scaler_is_mean_and_standard_deviation_and_adds_up_exactly() -> None:
