@@ -13,7 +13,7 @@ def screenshot(url: str, path: str) -> None:
     """Open the page, wait until its figures are drawn and faded in, and write a PNG."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGS)
-        tab = browser.new_page(viewport={"width": 1400, "height": 1500})
+        tab = browser.new_page(viewport={"width": 1400, "height": 1550})
         tab.goto(url)
         tab.wait_for_selector("#mastery .barlayer .point", timeout=60_000)
         tab.wait_for_timeout(1500)
