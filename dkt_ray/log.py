@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import logging
 import sys
@@ -18,6 +19,7 @@ T = TypeVar("T")
 _STANDARD: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 _HANDLER: Final = "dkt_ray"
 _PACKAGE: Final = "dkt_ray"
+GATHERED_S: Final = 0.5
 
 
 def configure(json: bool | None = None, level: str = "INFO") -> None:
@@ -52,23 +54,19 @@ def gather(logger: logging.Logger) -> None:
 
 
 class Gathered(logging.Handler):
-    """Writes lines to stderr within `every_s` seconds, so that who logs waits for no file; `flush` writes them now.
+    """Writes lines to stderr every half second, so that who logs waits for no file; `flush` writes them now.
 
     A process that is killed takes the lines of that time with it.
     """
 
-    def __init__(self, every_s: float = 0.5) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._every_s = every_s
         self._records: list[logging.LogRecord] = []
+        threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record; called under the handler's lock."""
         self._records.append(record)
-        if len(self._records) == 1:
-            timer = threading.Timer(self._every_s, self.flush)
-            timer.daemon = True
-            timer.start()
 
     def flush(self) -> None:
         """Write what is kept."""
@@ -77,7 +75,14 @@ class Gathered(logging.Handler):
             records, self._records = self._records, []
         finally:
             self.release()
-        sys.stderr.write("".join(f"{self.format(record)}\n" for record in records))
+        if records:
+            sys.stderr.write("".join(f"{self.format(record)}\n" for record in records))
+
+    def _write(self) -> None:
+        while True:
+            time.sleep(GATHERED_S)
+            with contextlib.suppress(OSError, ValueError):  # a full disk, a closed stream: there is no other place
+                self.flush()
 
 
 class JsonLines(logging.Formatter):

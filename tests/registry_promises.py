@@ -244,7 +244,10 @@ class RegistryPromises:
         assert trained_on(registry, digest, marks) == marks[::2]  # at once, and one by one
         assert [each for each in marks[:9] if trained_on(registry, digest, [each])] == marks[:9:2]
 
-    def test_a_mark_stays_known_while_the_store_cannot_be_read(self, registry: Registry) -> None:
+    def test_a_mark_stays_known_while_the_store_cannot_be_read(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dkt_ray.registry.forgotten.REMEMBERED_S", 0.0)
         mark, damaged = {"users": ["0" * 64], "since": "2026-03-02T16:00:00+00:00"}, b"{"
         marks = Marks(registry)
         registry.store.write_if("marks/b.json", damaged, None)
@@ -253,6 +256,8 @@ class RegistryPromises:
         registry.store.delete("marks/a.json")
         registry.store.write_if("marks/a.json", damaged, None)
         assert marks("a") == Forgotten(1, "2026-03-02T16:00:00+00:00")
+        registry.store.write_json("marks/d.json", {"users": []})
+        assert marks("d") is None
 
     def test_a_damaged_list_of_users_is_named(self, registry: Registry, tmp_path: Path) -> None:
         mark = Privacy(b"key").mark("ann")

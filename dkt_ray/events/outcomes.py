@@ -111,7 +111,8 @@ class Outcomes:
         Raises:
             UnavailableError: the database does not answer.
         """
-        graded = sorted((event for event in events if event.correct is not None), key=_known_at)
+        known = (event for event in events if event.correct is not None)
+        graded = sorted(known, key=lambda event: (_known_at(event), event.answered_at))
         if not graded:
             return 0
         return written(self.engine, lambda connection: sum(_join(connection, each) for each in pieces(graded)))

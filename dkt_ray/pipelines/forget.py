@@ -211,7 +211,7 @@ def _prepare(config: ForgetConfig, name: str, there: Manifest) -> None:
         raise ConfigError("prepare=false: run dkt prepare on all its files")
     data = there.config["data"] | {"path": list(there.inputs)}
     if data["split_file"] is not None:
-        data["folds"] = None  # it says how many; earlier versions asked for 5 all the same
+        data["folds"] = None  # it says how many; earlier releases asked for 5 all the same
     changes = {"store": config.store, "dataset": name, "data": data, "append": False, "force": False}
     prepare.run(build(prepare.PrepareConfig, there.config | changes))
 

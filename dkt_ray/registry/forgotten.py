@@ -6,6 +6,8 @@ marks/<digest>.json   the deleted users among the training users of a bundle, as
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 USERS: Final = "users.txt"  # of a bundle: the marks of its training users, one a line, sorted
 LINE: Final = 65  # bytes: a mark is SHA-256, hex
 FEW: Final = 16  # users, up to whom the lists of bundles are searched where they lie; for more each is read at once
+REMEMBERED_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,26 +62,38 @@ def forgotten(registry: Registry) -> dict[str, Forgotten]:
 
 
 def forgotten_of(registry: Registry, digest: str) -> Forgotten | None:
-    """How a bundle is marked; None: it is not."""
+    """How a bundle is marked; None: it is not.
+
+    Raises:
+        BundleError: its mark is damaged.
+    """
     try:
         read = registry.store.read_json(_key(digest))
     except NotFoundError:
         return None
-    return Forgotten(len(read["users"]), read["since"])
+    try:
+        return Forgotten(len(read["users"]), read["since"])
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{_key(digest)} is damaged: {error!r}; the next `dkt forget` cannot add to it") from error
 
 
 class Marks:
-    """How bundles are marked, as `forgotten_of` tells; while the store cannot be read, as it was when it could."""
+    """How bundles are marked, as the store said at most five seconds ago, or when it could be read last."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._known: dict[str, Forgotten | None] = {}
+        self._asked: dict[str, float] = {}
 
     def __call__(self, digest: str) -> Forgotten | None:
         """How a bundle is marked; None: it is not, or nobody could tell so far."""
+        now = time.monotonic()
+        if now - self._asked.get(digest, -math.inf) < REMEMBERED_S:
+            return self._known.get(digest)
+        self._asked[digest] = now
         try:
             self._known[digest] = forgotten_of(self._registry, digest)
-        except StorageError as error:
+        except (StorageError, BundleError) as error:
             logger.warning("the mark of bundle %s is taken as it was: %s", digest, error)
         return self._known.get(digest)
 

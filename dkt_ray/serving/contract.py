@@ -331,7 +331,8 @@ class ModelsResponse(BaseModel):
     members: list[dict[str, Any]]
     metrics: dict[str, Any]
     forgotten: Forgotten | None = Field(
-        None, description="how many of its training users were deleted since, and since when: train anew; null: none"
+        None,
+        description="how many of its training users were deleted since, and since when: train anew; null: none known",
     )
     challenger: ModelsResponse | None = Field(
         None, description="the bundle that answers some students while a rollout tries it out"

@@ -1,13 +1,11 @@
 """What one replica counts, as Prometheus text for `/metrics`.
 
-`ray_series` shows the same on each node's metrics port, of all replicas: a dashboard of a cluster reads those.
+Ray exports the same series, of all replicas, on each node's metrics port: a dashboard of a cluster reads those.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import prometheus_client as prometheus
 from fastapi import Response
@@ -16,15 +14,6 @@ from prometheus_client.registry import CollectorRegistry
 from dkt_ray.serving.series import Series
 
 Kept = prometheus.Counter | prometheus.Gauge | prometheus.Histogram
-
-
-class Sample(NamedTuple):
-    """One number of a series."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
-    text: str
 
 
 class Counters:
@@ -49,13 +38,6 @@ class Counters:
     def response(self) -> Response:
         """All series as text."""
         return Response(prometheus.generate_latest(self._registry), media_type=prometheus.CONTENT_TYPE_LATEST)
-
-    def samples(self) -> Iterator[Sample]:
-        """Every number of every series; those of a histogram as Prometheus has them, each bucket with those below."""
-        for family in self._registry.collect():
-            for name, labels, value, *_ in family.samples:
-                if not name.endswith("_created"):
-                    yield Sample(name, labels, value, family.documentation)
 
     def _child(self, series: Series, labels: tuple[str, ...]) -> Kept:
         with self._lock:  # several threads may be the first

@@ -128,7 +128,6 @@ class Replica:
         log.configure(json=True)
         self._batchers: list[Batcher] = []
         self._telemetry = _telemetry(args)
-        self._ray_series = RaySeries(self._telemetry.counters)
         self._ring = Ring(open_store(args.store), fleet.replicas, args.keys == "required" or not fleet.on_loopback())
         self._ring.watch()
         self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
@@ -193,8 +192,6 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise when scoring hangs: a thread cannot be stopped, a replica can. Serve asks every few seconds."""
-        self._telemetry.meters.collect()
-        self._ray_series.export()
         busy_s = max(batcher.busy_s for batcher in self._batchers)
         if busy_s > STUCK_S:
             raise ReplicaError(f"one batch has been running for {busy_s:.0f} s")
@@ -234,7 +231,11 @@ def application(args: ServeArgs, surge: bool = True) -> Application:
         max_surge_percent=100 if surge else 0,
     )(Replica)
     registry = Registry(open_store(args.store))
-    places = {"store": registry.store.url, "events": args.events and _absolute(args.events)}
+    places = {
+        "store": registry.store.url,
+        "cache": args.cache and str(Path(args.cache).absolute()),
+        "events": args.events and _absolute(args.events),
+    }
     args = args.model_copy(update=places)  # replicas have working folders of their own
     challenger = resolve(registry, args.challenger) if args.challenger else None
     return deployment.bind(args, resolve(registry, args.bundle), challenger)
@@ -247,10 +248,12 @@ def _absolute(url: str) -> str:
 
 
 def _telemetry(args: ServeArgs) -> Telemetry:
-    counters = Counters()
-    replica = serve.get_replica_context().replica_id.unique_id
+    """What this replica counts is exported by Ray as well."""
+    counters, exported = Counters(), RaySeries()
+    meters = Meters(counters, exported)
+    exported.watch(meters)
     log.gather(access)
-    return Telemetry(counters, Meters(counters), args.access_log, replica)
+    return Telemetry(counters, meters, args.access_log, serve.get_replica_context().replica_id.unique_id)
 
 
 def _one_thread() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -12,8 +12,6 @@ from dkt_ray.data.query import Query
 from dkt_ray.schema import CONCEPT_SEPARATOR
 from dkt_ray.serving.contract import MAX_ROWS, Event, FieldError, StudentRequest, Target
 
-MILLISECOND: Final = timedelta(milliseconds=1)
-HALF: Final = MILLISECOND / 2
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 EPOCH_UTC: Final = EPOCH.replace(tzinfo=None)
 
@@ -81,7 +79,7 @@ def of_known(past: Query, questions: Sequence[str]) -> Query:
 
 def milliseconds(time: datetime) -> int:
     """UTC, rounded; a time without a zone is UTC already."""
-    return (time - (EPOCH if time.tzinfo else EPOCH_UTC) + HALF) // MILLISECOND
+    return round((time - (EPOCH if time.tzinfo else EPOCH_UTC)).total_seconds() * 1000)
 
 
 def canonical(concepts: Sequence[str] | None) -> str:

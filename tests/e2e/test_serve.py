@@ -138,7 +138,8 @@ def test_models_says_that_training_users_were_deleted(world, http):
     assert http.get("/v1/models").json()["forgotten"] is None
     since = "2026-03-02T16:00:00+00:00"
     store.write_json(key, {"users": ["0" * 64, "1" * 64], "since": since})
-    assert http.get("/v1/models").json()["forgotten"] == {"count": 2, "since": since}
+    told = wait_until(lambda: http.get("/v1/models").json()["forgotten"])
+    assert told == {"count": 2, "since": since}
     store.delete(key)
 
 

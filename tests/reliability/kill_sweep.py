@@ -33,6 +33,7 @@ TRIALS: Final = 6
 EPOCHS: Final = 40
 DEADLINE_S: Final = 900  # of one driver
 WRITTEN: Final = timedelta(seconds=10)  # after its line, a trial's end is in the store; before, it may run again
+ENDED: Final = ": finished at"
 OVERRIDES: Final[dict[str, dict[str, Any]]] = {
     "lightgbm": {"rounds": 100, "report_rounds": 10, "min_data_in_leaf": 20, "patience": 100},
     "lstm_attention": {"context": 32, "batch_rows": 4096, "epochs": EPOCHS, "patience": EPOCHS},
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         kills = 0
         while kills < options.kills:
             run = f"killed-{len(runs)}"
-            tried = _run(folder, settings, run, chance.uniform(0, options.longest))
+            tried = _run(folder, settings, run, chance.uniform(0, options.longest), late=not kills)
             runs[run].append(tried)
             kills += tried["killed"]
             if tried["code"] == 0:  # it ended before it was killed: kill another one
@@ -98,8 +99,11 @@ def _settings(folder: Path) -> Path:
     return folder / "tune.yaml"
 
 
-def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[str, Any]:
+def _run(folder: Path, settings: Path, run: str, after_s: float | None, late: bool = False) -> dict[str, Any]:
     """One driver; killed that long after its first line about a trial, unless it has ended before.
+
+    Args:
+        late: only when a trial's end is written down.
 
     Returns:
         {"code", "killed", "finished"}: how it ended, whether we did that, and the trials whose end it had time to write
@@ -122,8 +126,8 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
             print(f"{run}: no end after {DEADLINE_S} s\n{log.read_text()[-2000:]}")
             driver.terminate()
             driver.wait(60)
-        if due is None and after_s is not None and _lines(log):
-            due = time.monotonic() + after_s
+        if due is None and after_s is not None and any(not late or ENDED in line["message"] for line in _lines(log)):
+            due = time.monotonic() + after_s + late * WRITTEN.total_seconds()
         time.sleep(0.05)
     running = driver.poll() is None
     left = psutil.Process(driver.pid).children(recursive=True) if running else []
@@ -135,7 +139,7 @@ def _run(folder: Path, settings: Path, run: str, after_s: float | None) -> dict[
             process.kill()
     psutil.wait_procs(left, timeout=30)
     lines = _lines(log)
-    done = [line for line in lines if ": finished at" in line["message"]]
+    done = [line for line in lines if ENDED in line["message"]]
     print(f"{run}: ended with {driver.returncode}; {len(done)} trials finished here", flush=True)
     if driver.returncode > 0:
         print(log.read_text()[-2000:])

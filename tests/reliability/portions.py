@@ -54,7 +54,7 @@ def told(
                 each = running[connection]
                 try:
                     heard = connection.recv()
-                except EOFError:
+                except (EOFError, OSError):  # killed between messages, or in one
                     del running[connection]
                     if lost := _ended(each, silent_s):
                         yield each.number, lost

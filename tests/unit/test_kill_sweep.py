@@ -91,7 +91,7 @@ def test_kills_are_counted_and_end(
 ) -> None:
     left = list(endings)
     monkeypatch.setattr(kill_sweep, "_settings", lambda folder: folder)
-    monkeypatch.setattr(kill_sweep, "_run", lambda *_: left.pop(0))
+    monkeypatch.setattr(kill_sweep, "_run", lambda *_, **__: left.pop(0))
     if all(ending["code"] in (0, -9) for ending in endings):
         monkeypatch.setattr(kill_sweep, "_wrong", lambda *_: [])
     assert kill_sweep.main(["--kills", "2"]) == int(bool(result["wrong"]))
