@@ -23,6 +23,7 @@ from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving import rollout
 from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.requests import canonical
 from dkt_ray.storage import open_store
 from tests import bundles
 from tests.bad_bundles import Bad, make
@@ -206,7 +207,7 @@ def histories_of(log: Path, users: int) -> Histories:
         offsets=np.concatenate([[0], np.cumsum(lengths["len"].to_numpy())]).astype(np.int64),
         question=Coded.of(rows["assessmentItemID"].to_list()),
         test=Coded.of(rows["testId"].to_list()),
-        concepts=Coded.of(rows["KnowledgeTag"].to_list()),
+        concepts=Coded.of([canonical([tags]) for tags in rows["KnowledgeTag"].to_list()]),
         correct=rows["answerCode"].cast(pl.Int8).to_numpy(),
         timestamp=times.dt.timestamp("ms").to_numpy(),
     )
