@@ -109,24 +109,28 @@ class World:
 
 
 def body_of(query: Query) -> dict[str, Any]:
-    """A query as a request."""
-    events: list[dict[str, Any]] = [
-        {"question": q, "correct": int(c)} for q, c in zip(query.question, query.correct, strict=True)
+    """A query as a request; what it does not know, the request leaves out."""
+    rows = len(query.question)
+    events = [
+        {"question": question, "correct": int(correct)} | described
+        for question, correct, described in zip(
+            query.question, query.correct, _described(query.test, query.concepts, rows), strict=True
+        )
     ]
-    for name, values in {"timestamp": query.timestamp, **_described(query.test, query.concepts)}.items():
-        if values is not None:
-            events = [event | {name: value} for event, value in zip(events, values, strict=True)]
-    targets: list[Any] = list(query.target)
-    for name, values in _described(query.target_test, query.target_concepts).items():
-        if values is not None:
-            before = [each if isinstance(each, dict) else {"question": each} for each in targets]
-            targets = [each | {name: value} for each, value in zip(before, values, strict=True)]
+    if query.timestamp is not None:
+        events = [event | {"timestamp": time} for event, time in zip(events, query.timestamp, strict=True)]
+    more = _described(query.target_test, query.target_concepts, len(query.target))
+    targets = [{"question": question} | each for question, each in zip(query.target, more, strict=True)]
     return {"history": events, "targets": targets} | ({} if query.at is None else {"at": query.at})
 
 
-def _described(test: Sequence[str] | None, concepts: Sequence[str] | None) -> dict[str, Sequence[Any] | None]:
-    """A question's test and concepts as the API reads them."""
-    return {"test": test, "concepts": concepts and [each.split("_") for each in concepts]}
+def _described(test: Sequence[str] | None, concepts: Sequence[str] | None, rows: int) -> list[dict[str, Any]]:
+    """Tests and concepts of questions as the API reads them."""
+    none = [""] * rows
+    return [
+        ({"test": one} if one else {}) | ({"concepts": tags.split("_")} if tags else {})
+        for one, tags in zip(test or none, concepts or none, strict=True)
+    ]
 
 
 def tiny(folder: Path, port: int) -> World:
