@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,13 +30,12 @@ from dkt_ray.training.feed import Part
 from dkt_ray.training.objectives import chosen, objective
 from dkt_ray.training.optimizers import set_rate
 from dkt_ray.training.progress import FitResult, Progress, Report, TrainingData, improves, scored
+from dkt_ray.training.resources import short_of_memory
 from dkt_ray.training.schedules import learning_rate, plateaus
 from dkt_ray.training.team import ALONE, Team
 
 LOOK: Final = 16  # steps between two looks at losses and gradients
 DIVERGED: Final = 100.0  # loss per answer that only runaway weights reach: a certain miss of e ** -100
-
-_SHORT: Final = ("out of memory", "can't allocate memory", "not enough memory")  # what torch says of a GPU, of a CPU
 
 Forward = Callable[[SequenceBatch], Tensor]
 
@@ -70,7 +68,11 @@ def train(
     """
     assert isinstance(config, SequenceConfig)
     device = _device(config)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _memory(config):
+    sizes = f"batch_rows {config.batch_rows}, context {config.context}, width {config.width}"
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        short_of_memory(f"{sizes}: lower batch_rows first, it changes the least", RuntimeError),
+    ):
         torch.manual_seed(config.seed)
         run = Run.of(family(config, Inputs.of(data.state)).to(device))
         forward: Forward = torch.compile(run.network, dynamic=True) if config.compiled else run.network
@@ -219,17 +221,3 @@ def _device(config: SequenceConfig) -> torch.device:
     if config.precision == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"precision is bfloat16, which {torch.cuda.get_device_name()} lacks; set precision: float32")
     return torch.device("cuda")
-
-
-@contextmanager
-def _memory(config: SequenceConfig) -> Iterator[None]:
-    """Say what helps when memory is short."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; on a CPU it is a plain one
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _SHORT):
-            raise
-        raise TrainingError(
-            f"memory is short with batch_rows {config.batch_rows}, context {config.context}, width {config.width}: "
-            f"lower batch_rows first, it changes the least ({str(error).partition(chr(10))[0]})"
-        ) from error

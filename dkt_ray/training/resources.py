@@ -8,13 +8,19 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from pydantic import Field, field_validator
 
 from dkt_ray.config import Config
-from dkt_ray.errors import ConfigError
+from dkt_ray.errors import ConfigError, TrainingError
 
 logger = logging.getLogger(__name__)
+
+_SHORT: Final = (  # what libraries say where memory is short
+    *("out of memory", "can't allocate memory", "not enough memory"),  # torch, of a GPU and of a CPU
+    *("bad_alloc", "bad allocation"),  # LightGBM: what C++ says
+)
 
 
 class Resources(Config):
@@ -93,6 +99,26 @@ def out_of_memory(found: str) -> str:
         f"out of memory ({found}); run fewer trials at once (concurrency), give each more cpus, or lower sample or "
         "the batch_rows of the family"
     )
+
+
+@contextmanager
+def short_of_memory(settings: str, raised: type[Exception]) -> Iterator[None]:
+    """Say what helps a fit when memory is short.
+
+    Args:
+        settings: those that decide how much it takes, and which of them to lower.
+        raised: what its library raises then, and for other reasons too: those pass.
+
+    Raises:
+        TrainingError: memory is short.
+    """
+    try:
+        yield
+    except (MemoryError, raised) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _SHORT):
+            raise
+        found = str(error).partition("\n")[0] or "MemoryError"
+        raise TrainingError(f"memory is short with {settings} ({found})") from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from dkt_ray.features.batch import Rows
 from dkt_ray.models.base import ModelConfig
 from dkt_ray.models.lgbm import Columns, LightGBM, LightGBMConfig
 from dkt_ray.training.progress import FitResult, Progress, Report, TrainingData, improves, scored
+from dkt_ray.training.resources import short_of_memory
 
 BATCH_ROWS: Final = 1 << 13  # whose matrix is made at one time
 
@@ -59,12 +60,28 @@ def train(
     `checkpoint` is not used: a continued booster is not equal to one that was never stopped, so a fit starts again.
 
     Raises:
-        TrainingError: no training row has a known answer.
+        TrainingError: no training row has a known answer, or memory is short.
         ConfigError: a column that is to be read does not exist.
     """
     assert isinstance(config, LightGBMConfig)
-    rounds = iterations or config.rounds
     columns = Columns(config, data.number_names)
+    sizes = f"{data.train.rows:,} rows of {len(columns.names)} columns, max_bin {config.max_bin}"
+    remedy = (
+        f"read fewer number_names or columns, each is kept for every row; then lower bin_rows (now {config.bin_rows})"
+    )
+    with short_of_memory(f"{sizes}: {remedy}", lgb.basic.LightGBMError):
+        return _fit(family, config, columns, data, report, iterations)
+
+
+def _fit(
+    family: type[LightGBM],
+    config: LightGBMConfig,
+    columns: Columns,
+    data: TrainingData,
+    report: Report | None,
+    iterations: int | None,
+) -> FitResult:
+    rounds = iterations or config.rounds
     booster, validated = _booster(config, columns, data)
     curve: list[Progress] = []
     best: Progress | None = None

@@ -8,6 +8,7 @@ import tracemalloc
 import lightgbm as lgb
 import numpy as np
 import pytest
+from lightgbm.basic import LightGBMError
 
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.batch import Rows
@@ -79,6 +80,34 @@ def test_hidden_answers_are_not_trained_on(data):
     nothing = dataclasses.replace(data.train, correct=np.full_like(data.train.correct, UNKNOWN))
     with pytest.raises(TrainingError, match="no row with a known answer"):
         train(TrainingData(nothing, None, data.state), iterations=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("add_valid", MemoryError("Unable to allocate 9.00 GiB for an array")),
+        ("add_valid", MemoryError()),
+        ("update", LightGBMError("std::bad_alloc")),
+        ("update", LightGBMError("bad allocation")),
+    ],
+    ids=str,
+)
+def test_short_memory_ends_with_the_settings_that_help(data, monkeypatch, call, error):
+    def short(self, *options):
+        raise error
+
+    monkeypatch.setattr(lgb.Booster, call, short)
+    sizes = rf"memory is short with {data.train.rows:,} rows of \d+ columns, max_bin 127"
+    with pytest.raises(
+        TrainingError, match=rf"^{sizes}: read fewer number_names .*lower bin_rows \(now 4321\)"
+    ) as told:
+        train(data, bin_rows=4321)
+    assert str(told.value).endswith(f"({str(error) or 'MemoryError'})")
+
+
+def test_another_error_of_lightgbm_is_passed_on_as_it_is(data):
+    with pytest.raises(LightGBMError, match="leaves"):
+        train(data, num_leaves=200_000)
 
 
 def test_categories_never_seen_are_scored(data):
