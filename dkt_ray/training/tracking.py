@@ -53,7 +53,7 @@ class Tracker:
         self._name, self._longest, self._checkpoint_s = name, longest, checkpoint_s
         self._epochs = _read_epochs(folder)
         self._started = self._kept = time.monotonic()
-        self._first: int | None = None  # iteration of this process's first report
+        self._since: tuple[int, float] | None = None  # iteration and time from which the pace is known
         if folder.list(CHECKPOINT):
             folder.download(CHECKPOINT, self.checkpoint)
 
@@ -71,8 +71,9 @@ class Tracker:
 
     def __call__(self, progress: Progress) -> None:
         """Note one report."""
-        if self._first is None:
-            self._first = progress.iteration
+        if self._since is None:  # the first report's own time is known to have been whole in a run from the start only
+            now = time.monotonic()
+            self._since = (0, self._started) if progress.iteration == 1 else (progress.iteration, now)
         self._epochs = [line for line in self._epochs if line["iteration"] < progress.iteration]
         aucs = [value for value in (*(line["auc"] for line in self._epochs), progress.auc) if value is not None]
         best = max(aucs, default=None)
@@ -87,10 +88,10 @@ class Tracker:
 
     def _line(self, progress: Progress, best: float | None) -> str:
         shown = "" if progress.auc is None else f" auc {progress.auc:.4f} (best {best:.4f}),"
-        left = self._longest - progress.iteration
-        done = progress.iteration - (self._first or 0)  # the first report's own time is not known to have been whole
-        pace = (time.monotonic() - self._started) / (done or progress.iteration) if done or self._first == 1 else 0.0
-        eta = f", eta {duration(pace * left)} at most" if left and pace else ""
+        assert self._since is not None
+        done, left = progress.iteration - self._since[0], self._longest - progress.iteration
+        taken = time.monotonic() - self._since[1]
+        eta = f", eta {duration(taken / done * left)} at most" if left and done else ""
         return (
             f"{self._name} {progress.iteration}/{self._longest}:{shown} loss {progress.loss:.4f}, "
             f"{progress.rows_per_s:,.0f} questions/s{eta}"
