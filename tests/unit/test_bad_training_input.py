@@ -12,8 +12,10 @@ import torch
 from dkt_ray.data.history import Coded, Histories
 from dkt_ray.errors import ConfigError, TrainingError
 from dkt_ray.features.batch import Rows
+from dkt_ray.models.catalog import CATALOG
 from dkt_ray.models.lstm import Lstm, LstmConfig
 from dkt_ray.training import loop
+from dkt_ray.training.fit import fit
 from dkt_ray.training.progress import FitResult, TrainingData
 from tests.contract import world as w
 
@@ -95,9 +97,15 @@ def test_histories_of_one_answer_are_trained_and_scored():
     scored(result, data.valid)
 
 
-def test_a_history_of_25576_answers_is_trained_and_scored():
-    world = w.World.of(one_of_everything(3, 25_576), CORE)
-    scores = scored(train(world.data, context=100, batch_rows=16_384), world.data.valid)
+@pytest.fixture(scope="module")
+def long() -> TrainingData:
+    return w.World.of(one_of_everything(3, 25_576), CORE).data
+
+
+@pytest.mark.parametrize("family", [name for name, spec in CATALOG.items() if spec.view == "sequence"])
+def test_a_history_of_25576_answers_is_trained_and_scored(long, family):
+    tiny = {"context": 64, "width": 8, "heads": 1, "inner": 8, "epochs": 1, "batch_rows": 16_384}
+    scores = scored(fit(family, w.tiny(CATALOG[family], **tiny), long), long.valid)
     assert len(scores) == 25_576
 
 
