@@ -27,6 +27,22 @@ def test_a_fit_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("1", "0,1")
 
 
+@pytest.mark.parametrize(("gpus", "limits"), [(0, []), (0.25, [0.25]), (1, []), (2, [])])
+@pytest.mark.parametrize("present", [True, False])
+def test_a_fit_on_a_part_of_a_gpu_keeps_to_that_part_of_its_memory(
+    gpus: float, limits: list[float], present: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    found: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", found.append)
+    with claimed(Resources(gpus=gpus)):
+        assert found == (limits if present else [])
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ("0,1" if gpus else "")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_fit_starts_without_the_memory_of_the_one_before() -> None:
     below_its_own_mapping = 64 << 10  # bytes: glibc maps larger ones by themselves, and gives those back at once
