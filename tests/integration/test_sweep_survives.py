@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
+from ray.tune.stopper import timeout
 
 from dkt_ray.config import build
 from dkt_ray.errors import StorageError
@@ -124,6 +126,38 @@ def test_a_full_disk_ends_the_sweep_with_one_error_and_the_next_run_goes_on(
     ran = [float(line) for line in (tmp_path / "ran").read_text().split()]
     assert len(ran) <= 6  # the trial whose end could not be kept may have run again, no other
     assert len(set(ran)) == 5
+
+
+def endless(sample: Mapping[str, Any], users: TrainingUsers, resources: Resources, care: Care) -> None:
+    """The default ends; the others report until the budget ends them."""
+    folder, reports = Path(sample["settings"]["folder"]), 1
+    (folder / f"began-{sample['settings']['x']}").touch()
+    give_up = time.monotonic() + PATIENCE_S
+    while time.monotonic() < give_up:
+        tell(reports, 0.6 + 0.1 * (reports > 1))
+        if sample["settings"]["x"] == 0.5:
+            return
+        if reports == 2:
+            (folder / "spent").touch()
+        reports += 1
+        time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("ray_cluster", "without_families_of_our_own")
+def test_a_budget_of_time_ends_what_runs_and_starts_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune's clock stands still until the second of five trials has reported twice; then the budget is over."""
+    now = SimpleNamespace(time=lambda: 1e9 if (tmp_path / "spent").exists() else 1.0)
+    monkeypatch.setattr(timeout, "time", now)
+    settings = {"trials": 5, "concurrency": 1, "time_budget_s": 3600}
+    results = search(tmp_path, {"a": Resources()}, endless, **settings)
+    found = {result.settings["x"] == 0.5: result for result in results}
+    assert (len(results), found[True].status, found[False].status) == (2, "finished", "stopped")
+    assert (found[True].auc, found[False].auc) == (0.6, 0.7)  # the best so far counts
+    assert len(list(tmp_path.glob("began-*"))) == 2
+    again = search(tmp_path, {"a": Resources()}, endless, **settings)
+    assert again == results  # and it is over: nothing waits for the trial that was cut short
 
 
 def steady_elsewhere(sample: Mapping[str, Any], users: TrainingUsers, resources: Resources, care: Care) -> None:
