@@ -18,6 +18,7 @@ from dkt_ray.storage import Store, open_store
 from tests import bundles
 from tests.runs import write_log
 
+SETTLED = 4  # epochs told; a worker waits with a report until Ray has the one before last: epoch 1 is kept by now
 SETTINGS = {"width": 8, "context": 10, "dropout": 0.0, "unknown_share": 0.0, "batch_rows": 512, "patience": 40}
 
 
@@ -58,14 +59,16 @@ def workers() -> list[psutil.Process]:
 def test_two_workers_equal_one_and_a_killed_one_costs_nothing_but_time(url):
     alone = epochs(run(url, "alone", 1, 12))
     killed: list[int] = []
+    told: list[dict[str, Any]] = []
 
     def kill() -> None:
         give_up = time.monotonic() + 240
         place = folder(url, "two")
         while time.monotonic() < give_up:
-            if place.exists("epochs.jsonl") and len(epochs(place)) >= 2 and (there := workers()):
+            if place.exists("epochs.jsonl") and len(seen := epochs(place)) >= SETTLED and (there := workers()):
                 there[0].kill()
                 killed.append(there[0].pid)
+                told.extend(seen)
                 return
             time.sleep(0.02)
 
@@ -76,6 +79,7 @@ def test_two_workers_equal_one_and_a_killed_one_costs_nothing_but_time(url):
     assert killed, "the fault did not fire"
     assert not psutil.pid_exists(killed[0])
     assert [line["iteration"] for line in two] == list(range(1, 13))
+    assert told[0] == two[0], "the first epoch was trained again (its `ts` is another): the checkpoint was not used"
     for mine, theirs in zip(two, alone, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert mine["auc"] == pytest.approx(theirs["auc"], abs=1e-3)
