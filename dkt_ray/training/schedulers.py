@@ -99,7 +99,7 @@ class FamilyScheduler(FIFOScheduler):
         """The next in the queue, once what has ended is written down: a killed driver repeats no finished trial."""
         ended, self._unsaved = self._unsaved, None
         if ended is not None:
-            ended.checkpoint(force=True)
+            ended.checkpoint(force=True, wait=True)
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:

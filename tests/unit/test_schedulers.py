@@ -177,8 +177,8 @@ def test_after_a_resume_the_rungs_know_the_trials_of_the_earlier_driver() -> Non
 
 
 def test_a_trial_s_end_is_written_down_before_the_next_one_starts() -> None:
-    saved: list[bool] = []
-    controller: Any = SimpleNamespace(checkpoint=lambda force: saved.append(force), get_trials=list)
+    saved: list[tuple[bool, bool]] = []
+    controller: Any = SimpleNamespace(checkpoint=lambda force, wait: saved.append((force, wait)), get_trials=list)
     rule, trial = scheduler("asha", "a"), trial_of("a", "1")
     rule.on_trial_add(controller, trial)
     rule.choose_trial_to_run(controller)
@@ -186,12 +186,12 @@ def test_a_trial_s_end_is_written_down_before_the_next_one_starts() -> None:
     rule.on_trial_complete(controller, trial, {REPORTS: 3, METRIC: 0.7})
     for _ in range(2):
         rule.choose_trial_to_run(controller)
-    assert saved == [True]
+    assert saved == [(True, True)]  # also where the last one was a moment ago, and it is in the store by now
     marked: list[str] = []
     controller._mark_trial_to_checkpoint = lambda failed: marked.append(failed.trial_id)
     rule.on_trial_error(controller, trial)
     rule.choose_trial_to_run(controller)
-    assert (saved, marked) == ([True, True], ["1"])
+    assert (saved, marked) == ([(True, True)] * 2, ["1"])
 
 
 def test_a_rule_keeps_little_of_a_trial(tmp_path: Path) -> None:
