@@ -6,6 +6,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ def make_bundle(folder: Path, name: str, auc: float = 0.7) -> tuple[Path, str]:
     bundle = folder / name
     (bundle / "members/lightgbm").mkdir(parents=True)
     (bundle / "members/lightgbm/model.txt").write_text(name)
-    manifest = json.dumps({"name": name, "provenance": {"metrics": {"auc": auc}}}).encode()
+    files: dict[str, Any] = {"members/lightgbm/model.txt": {}, "users.txt": {}}
+    manifest = json.dumps({"name": name, "provenance": {"metrics": {"auc": auc}}, "files": files}).encode()
     (bundle / "manifest.json").write_bytes(manifest)
     return bundle, hashlib.sha256(manifest).hexdigest()
 
@@ -84,6 +86,19 @@ class RegistryPromises:
         (folder / "manifest.json").unlink()
         with pytest.raises(BundleError, match="no manifest"):
             registry.publish(folder, digest)
+
+    def test_a_file_that_the_manifest_does_not_list_is_refused_by_name(
+        self, registry: Registry, tmp_path: Path
+    ) -> None:
+        """Each later fetch of that digest would fail."""
+        folder, digest = make_bundle(tmp_path, "a")
+        (folder / "members/notes.txt").write_text("mine")
+        with pytest.raises(BundleError, match=r"files \['members/notes.txt'\] are not in the manifest; take them out"):
+            registry.publish(folder, digest)
+        assert registry.store.list("bundles") == []
+        (folder / "members/notes.txt").unlink()
+        registry.publish(folder, digest)
+        assert registry.digests() == (digest,)
 
     def test_a_damaged_manifest_is_refused(self, registry: Registry, digests: list[str], tmp_path: Path) -> None:
         registry.store.write(f"bundles/{digests[0]}/manifest.json", b"{}")

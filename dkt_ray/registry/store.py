@@ -14,6 +14,7 @@ into the history. A mover that dies between the two writes leaves a copy of the 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from typing import Any, Final, TypeAlias
 
 from dkt_ray.errors import BundleError, ConfigError, ConflictError, NotFoundError, StorageError
 from dkt_ray.storage import Store, json_bytes, parse_json
+from dkt_ray.storage.store import files_of
 
 MANIFEST: Final = "manifest.json"
 
@@ -67,13 +69,17 @@ class Registry:
         """Upload a bundle; it becomes visible when it is complete, and nothing happens when it is already there.
 
         Raises:
-            BundleError: the folder holds no manifest, or not the manifest of this digest.
+            BundleError: the folder holds no manifest, not the manifest of this digest, or files that it does not list.
         """
         path = folder / MANIFEST
         if not path.is_file():
             raise BundleError(f"{folder}: no {MANIFEST} there; build the bundle first")
         manifest = path.read_bytes()
         _check_digest(manifest, digest, str(folder))
+        if unlisted := sorted(set(files_of(folder)) - json.loads(manifest).get("files", {}).keys() - {MANIFEST}):
+            raise BundleError(
+                f"{folder}: files {unlisted} are not in the manifest; take them out, nothing was published"
+            )
         if self.store.exists(_manifest(digest)):
             return
         self.store.upload(folder, f"bundles/{digest}", skip=(MANIFEST,))

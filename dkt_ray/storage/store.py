@@ -167,8 +167,7 @@ class Store(ABC):
         """Copy the files of a local folder to a prefix; `skip` names relative paths to leave out."""
         if not folder.is_dir():
             raise StorageError(f"{folder}: no such folder to upload")
-        found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(atomic.PRIVATE)]
-        files = {path.relative_to(folder).as_posix(): path for path in found}
+        files = files_of(folder)
         names = sorted(files.keys() - set(skip))
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             [*pool.map(lambda name: self._send(files[name], f"{prefix}/{name}"), names)]
@@ -191,6 +190,12 @@ class Store(ABC):
 
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             [*pool.map(receive, keys)]
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files that `Store.upload` copies, by relative path: not what a local store leaves beside its own."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(atomic.PRIVATE))
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
