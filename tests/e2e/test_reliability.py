@@ -34,8 +34,11 @@ def right(outcome: Outcome) -> dict:
     return outcome.figures
 
 
-def test_rollouts_fail_no_request_and_mix_no_answers(world):
-    assert right(scenarios.rollouts(world, 2, RATE))["rollouts"] == 2
+def test_rollouts_and_a_rollback_fail_no_request_and_mix_no_answers(world):
+    """Each of the two moves has started other replicas, and the alias is back."""
+    before = world.alias()
+    assert right(scenarios.rollouts(world, 1, RATE))["rollouts"] == 1
+    assert world.alias() == before
 
 
 def test_a_lone_replica_is_replaced_without_a_failed_request(world):

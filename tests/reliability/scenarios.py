@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,25 @@ class Outcome:
 
 
 def rollouts(world: World, count: int, rate: float) -> Outcome:
-    """One bundle after another, and back."""
-    seconds, problems = [], []
+    """One bundle after another, at least once, and at last `dkt rollback`."""
+    seconds, problems, memory = [], [], {"replicas": [], "way_in": []}
     with world.load(rate=rate) as load:
-        for number in range(count):
+        for number in range(count + 1):
             load.wait_for(10)
             before, target = pids(REPLICA), world.other()
-            seconds.append(world.rollout(target)["seconds"])
+            move = partial(world.rollout, target) if number < count else world.rollback
+            seconds.append(move()["seconds"])
             load.wait_for(10)
             if not pids(REPLICA) - before or world.alias() != target:
-                problems.append(f"rollout {number} started no other replica, or left the alias")
+                problems.append(f"move {number} started no other replica, or left the alias")
+            memory["replicas"].append(round(held(REPLICA) / 2**20))
+            memory["way_in"].append(round(held(PROXY) / 2**20))
     problems += _none_failed(load.entries) + world.wrong(load.entries)
-    if count and len(ledger.versions(load.entries)) < len(world.digests):
+    if len(ledger.versions(load.entries)) < len(world.digests):
         problems.append("not every bundle answered")
-    return _outcome("rollouts", problems, load.entries, rollouts=count, longest_rollout_s=max(seconds, default=0))
+    *rolled, back = seconds
+    figures = {"longest_rollout_s": max(rolled), "rollback_s": back, "memory_mib": memory}
+    return _outcome("rollouts", problems, load.entries, rollouts=count, **figures)
 
 
 def code_rollouts(world: World, count: int, rate: float) -> Outcome:

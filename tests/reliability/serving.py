@@ -88,7 +88,10 @@ def _with_events(
 
 
 RUNS: Final[dict[str, Run]] = {
-    "rollouts": Run(lambda world, _, options: scenarios.rollouts(world, options.rollouts, RATE)),
+    "rollouts": Run(
+        lambda world, _, options: scenarios.rollouts(world, options.rollouts, RATE),
+        [Goal("rollback within 15 s", lambda figures: figures["rollback_s"] <= 15)],
+    ),
     "code_rollouts": Run(lambda world, _, options: scenarios.code_rollouts(world, options.code_rollouts, RATE)),
     "replica_kills": Run(
         lambda world, _, options: scenarios.replica_kills(world, options.kills, options.every, RATE),

@@ -21,7 +21,7 @@ from dkt_ray.ensemble.chain import Chain
 from dkt_ray.registry import bundle
 from dkt_ray.registry.cache import local_copy, resolve
 from dkt_ray.registry.store import Registry
-from dkt_ray.serving import rollout
+from dkt_ray.serving import rollback, rollout
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.requests import canonical
 from dkt_ray.storage import open_store
@@ -92,6 +92,11 @@ class World:
         settings = {"store": self.store, "bundle": digest, "port": self.port, "timeout_s": START_S} | more
         arguments = FAST | {"cache": str(self.cache)} | dict(replicas or {})
         return rollout.run(rollout.RolloutConfig(**{**UNJUDGED, **settings}, replicas=arguments))
+
+    def rollback(self) -> dict[str, Any]:
+        """`dkt rollback`."""
+        settings = {"store": self.store, "port": self.port, "timeout_s": START_S}
+        return rollback.run(rollback.RollbackConfig(**settings))
 
     def publish(self, bad: Bad, folder: Path) -> str:
         """Publish a damaged copy of the bundle that serves; gives its digest."""

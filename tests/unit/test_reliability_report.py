@@ -39,6 +39,15 @@ def test_a_run_that_cannot_go_on_is_wrong_and_reaches_no_goal(tmp_path, monkeypa
     assert not any(serving._told("proxy_kill", outcome, 1, tmp_path)["goals"].values())
 
 
+@pytest.mark.parametrize(
+    ("run", "says", "reached", "missed"),
+    [("rollouts", "rollback within 15 s", {"rollback_s": 15.0}, {"rollback_s": 15.1})],
+)
+def test_a_goal_is_met_by_its_figure(run, says, reached, missed, tmp_path):
+    told = [serving._told(run, Outcome(run, figures, []), 1, tmp_path)["goals"][says] for figures in (reached, missed)]
+    assert told == [True, False]
+
+
 def asked(monkeypatch, client):
     """A user of a client that is none."""
     monkeypatch.setattr(user, "Client", client)
