@@ -52,14 +52,15 @@ def wait_for_another(title: str, before: set[int]) -> None:
     wait_until(lambda: len(pids(title)) >= len(before) and bool(pids(title) - before))
 
 
+def replicas() -> dict[str, int]:
+    """How many there are in each state, as Serve tells."""
+    states = serve.status().applications[APPLICATION].deployments[DEPLOYMENT].replica_states
+    return {str(state): number for state, number in states.items() if number}
+
+
 def wait_for_replicas(count: int) -> None:
-    """Wait until so many replicas are ready, as Serve tells, and no other one is there."""
-
-    def ready() -> bool:
-        states = serve.status().applications[APPLICATION].deployments[DEPLOYMENT].replica_states
-        return {str(state): number for state, number in states.items() if number} == {"RUNNING": count}
-
-    wait_until(ready)
+    """Wait until so many replicas are ready, and no other one is there."""
+    wait_until(lambda: replicas() == {"RUNNING": count} and len(pids(REPLICA)) == count)
 
 
 def wait_until(true: Callable[[], bool], patience_s: float = PATIENCE_S) -> float:

@@ -22,6 +22,7 @@ from benchmarks.ledger import OK, Entry
 from dkt_ray.data.history import Histories
 from dkt_ray.errors import RolloutError
 from dkt_ray.pipelines import scoring
+from dkt_ray.serving.deployments import LOOK_BACK_S, ServeArgs
 from tests.bad_bundles import Bad
 from tests.reliability.processes import (
     CONTROLLER,
@@ -31,8 +32,10 @@ from tests.reliability.processes import (
     held,
     kill,
     pids,
+    replicas,
     wait_for_another,
     wait_for_replicas,
+    wait_until,
 )
 from tests.reliability.user import User
 from tests.reliability.world import FAST, World, last_hidden
@@ -230,6 +233,42 @@ def _loaded(world: World, seconds: float, status: int, **loop: Any) -> list[Entr
         load.wait_for(1, status)
         time.sleep(max(0.0, started + seconds - time.monotonic()))
     return load.entries
+
+
+def scaling(world: World, most: int) -> Outcome:
+    """From one connection to 24 and back: another replica answers soon after the step, and leaves after it.
+
+    Args:
+        most: replicas there may be; autoscaling has its default settings but for how soon they leave again.
+    """
+    digest, steady = world.alias() or world.digests[0], {"downscale_delay_s": ServeArgs().downscale_delay_s}
+    world.rollout(digest, {"min_replicas": 1, "max_replicas": most, "downscale_delay_s": LOOK_BACK_S})
+    with world.load(connections=1) as alone:
+        wait_for_replicas(1)
+        alone.wait_for(10)
+        memory, first = [held(REPLICA)], pids(REPLICA)
+        with world.load(connections=23) as step:
+            wait_until(lambda: replicas().get("RUNNING", 0) > 1)
+            up = time.monotonic()
+            step.wait_for(240)
+            several = pids(REPLICA)
+            memory.append(held(REPLICA))
+        wait_for_replicas(1)
+        down = time.monotonic()
+        alone.wait_for(10)
+        memory.append(held(REPLICA))
+    world.rollout(digest, steady)
+    entries = [*alone.entries, *step.entries]
+    began, ended = min(each.sent for each in step.entries), max(each.sent for each in step.entries)
+    problems = [] if len(first) == 1 < len(several) else [f"replicas: {len(first)}, then {len(several)}"]
+    problems += _none_failed(entries) + world.wrong(alone.entries, digest) + world.wrong(step.entries, digest)
+    figures = {"most": most, "up_s": round(up - began, 1), "down_s": round(down - ended, 1)}
+    return Outcome(
+        "scaling",
+        figures | {"memory_mib": [round(each / 2**20) for each in memory], "raw": ledger.figures(entries)},
+        problems,
+        {"one": alone.entries, "step": step.entries},
+    )
 
 
 def parity(world: World, histories: Histories, folder: Path, tolerance: float = ledger.TOLERANCE) -> Outcome:

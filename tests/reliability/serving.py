@@ -124,6 +124,10 @@ RUNS: Final[dict[str, Run]] = {
             Goal("memory back", lambda figures: figures["memory_mib"][-1] <= scenarios.FLAT * figures["memory_mib"][0]),
         ],
     ),
+    "scaling": Run(
+        lambda world, _, __: scenarios.scaling(world, 3 if (os.cpu_count() or 1) >= 4 else 2),
+        [Goal("scaled up within 15 s of the step", lambda figures: figures["up_s"] <= 15)],
+    ),
     "writers": Run(
         _with_events(lambda world, url, folder, options: events.writers(world, url, 4, options.events, folder))
     ),

@@ -41,7 +41,10 @@ def test_a_run_that_cannot_go_on_is_wrong_and_reaches_no_goal(tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     ("run", "says", "reached", "missed"),
-    [("rollouts", "rollback within 15 s", {"rollback_s": 15.0}, {"rollback_s": 15.1})],
+    [
+        ("rollouts", "rollback within 15 s", {"rollback_s": 15.0}, {"rollback_s": 15.1}),
+        ("scaling", "scaled up within 15 s of the step", {"up_s": 15.0}, {"up_s": 15.1}),
+    ],
 )
 def test_a_goal_is_met_by_its_figure(run, says, reached, missed, tmp_path):
     told = [serving._told(run, Outcome(run, figures, []), 1, tmp_path)["goals"][says] for figures in (reached, missed)]
