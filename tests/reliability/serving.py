@@ -65,12 +65,6 @@ def _exact(world: World, folder: Path, options: argparse.Namespace) -> Outcome:
         world.rollout(world.digests[0])
 
 
-def _bad(world: World, folder: Path, options: argparse.Namespace) -> Outcome:
-    if options.store is not None:
-        return Outcome("bad_bundles", {"left out": "these ways of being bad are those of the small bundles"}, [])
-    return scenarios.bad_bundles(world, BAD, folder / "bad", RATE)
-
-
 def _with_events(
     scenario: Callable[[World, str, Path, argparse.Namespace], Outcome],
 ) -> Callable[[World, Path, argparse.Namespace], Outcome]:
@@ -114,7 +108,7 @@ RUNS: Final[dict[str, Run]] = {
         lambda world, _, options: head_kill(world, options.head, RATE),
         [Goal("the client gets 99.9 %", lambda figures: figures["client_share"] >= 0.999)],
     ),
-    "bad_bundles": Run(_bad),
+    "bad_bundles": Run(lambda world, folder, _: scenarios.bad_bundles(world, BAD, folder / "bad", RATE)),
     "overload": Run(
         lambda world, _, options: scenarios.overload(world, options.overload, 20.0),
         [
