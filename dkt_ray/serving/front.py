@@ -31,11 +31,20 @@ OF_SERVE: Final = {  # answers that Serve gives as plain text
 }
 
 
+MOST: Final = 256  # requests at a time; one of Serve's proxies makes some 300 a second at best: more only wait
+ALWAYS: Final = ("/livez", "/readyz", "/metrics")
+
+
 class Front:
-    """ASGI middleware in front of Serve."""
+    """ASGI middleware in front of Serve.
+
+    Beyond `MOST` requests it refuses at once: a refusal by Serve costs its proxy as much as an answer, and a proxy that
+    is busy refusing answers nobody (goodput of 19 % of the knee at three times the load, two cores).
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self._here = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -43,6 +52,17 @@ class Front:
             await self.app(scope, receive, send)
             return
         scope["headers"] = [pair for pair in scope["headers"] if _passes(*pair)]
+        if self._here >= MOST and scope["path"] not in ALWAYS:
+            headers = {name.lower(): value for name, value in scope["headers"]} | {b"retry-after": b"1"}
+            await _problem(scope["path"], 429, headers)(scope, receive, send)
+            return
+        self._here += 1
+        try:
+            await self._pass(scope, receive, send)
+        finally:
+            self._here -= 1
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = replaced = False
 
         async def explained(message: Message) -> None:

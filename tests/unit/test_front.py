@@ -16,7 +16,7 @@ from ray.serve._private.http_util import configure_http_middlewares, convert_obj
 from ray.serve.config import HTTPOptions
 
 from dkt_ray.serving.edge import PROBLEM, SAFE
-from dkt_ray.serving.front import STEERS
+from dkt_ray.serving.front import ALWAYS, MOST, STEERS, Front
 from dkt_ray.session import ON_CLUSTERS, SERVE
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +109,31 @@ def test_every_header_that_serve_reads_is_known():
     named = {value for name, value in vars(constants).items() if name.endswith("_HEADER") and isinstance(value, str)}
     named |= {constants.SERVE_MULTIPLEXED_MODEL_ID, constants.SERVE_SESSION_ID}
     assert {name.replace("-", "_") for name in named} <= STEERS | {"x_request_id"}
+
+
+def test_more_requests_than_a_proxy_works_off_are_refused_before_serve_sees_them():
+    reached, goes_on = [], asyncio.Event()
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+        if scope["path"] == "/v1/predict":
+            await goes_on.wait()
+        for message in convert_object_to_asgi_messages("fine", status_code=200):
+            await send(message)
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(Front(serve))
+        async with httpx.AsyncClient(transport=transport, base_url="http://serve", timeout=60) as client:
+            waiting = [asyncio.create_task(client.post("/v1/predict")) for _ in range(MOST)]
+            while len(reached) < MOST:
+                await asyncio.sleep(0)
+            refused = await client.post("/v1/predict", headers={"x-request-id": "mine"})
+            health = [await client.get(path) for path in ALWAYS]
+            goes_on.set()
+            return [refused, *health, *await asyncio.gather(*waiting), await client.post("/v1/predict")]
+
+    refused, *others = asyncio.run(run())
+    assert (refused.status_code, refused.headers["content-type"], refused.headers["retry-after"]) == (429, PROBLEM, "1")
+    assert refused.json()["request_id"] == "mine"
+    assert {other.status_code for other in others} == {200}
+    assert len(reached) == MOST + len(ALWAYS) + 1
