@@ -98,7 +98,9 @@ def test_answers_meet_what_replicas_foresaw_and_ray_tells_it(world, http):
     assert http.post("/v1/predict", json=user | {"targets": [question]}).status_code == 200
     wait_until(lambda: _counted("kept") == 1)
     sent = user | {"event_id": "canary77aa", "question": question, "correct": 1}
-    assert http.post("/v1/events", json={"events": [sent]}).json()["added"] == 1
+    answer = http.post("/v1/events", json={"events": [sent]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["added"] == 1
     wait_until(lambda: _counted("joined") == 1)
     [found] = wait_until(lambda: http.get("/v1/outcomes").json()["bundles"])
     assert (found["model_version"], found["outcomes"]) == (world.digests[0], 1)

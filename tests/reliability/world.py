@@ -125,7 +125,7 @@ def body_of(query: Query) -> dict[str, Any]:
     if query.timestamp is not None:
         events = [event | {"timestamp": time} for event, time in zip(events, query.timestamp, strict=True)]
     more = _described(query.target_test, query.target_concepts, len(query.target))
-    targets = [{"question": question} | each for question, each in zip(query.target, more, strict=True)]
+    targets = [{"question": name} | each if each else name for name, each in zip(query.target, more, strict=True)]
     return {"history": events, "targets": targets} | ({} if query.at is None else {"at": query.at})
 
 
