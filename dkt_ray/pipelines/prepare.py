@@ -333,7 +333,12 @@ def _say_what_is_off(state: EncoderState) -> None:
 def _read(config: DataConfig, plan: Plan, rejected: Store, shards: Store, engine: Engine) -> Shards:
     base = plan.base
     return read(
-        *(config, plan.new, plan.buckets, shards, rejected, engine),
+        config,
+        plan.new,
+        plan.buckets,
+        shards,
+        rejected,
+        engine,
         first_source=base.sources if base else 0,
         needs_answers=base is None,
         naming=plan.naming,

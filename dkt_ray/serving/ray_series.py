@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter, deque
 from typing import Any, Final
 
 from ray.serve import metrics
 
+from dkt_ray.serving.periodic import every
 from dkt_ray.serving.series import Meters, Series
-
-logger = logging.getLogger(__name__)
 
 EVERY_S: Final = 2.0
 MOST: Final = 20_000  # numbers that wait to be told, the latest: under a load that outruns the telling, a sample
@@ -39,15 +37,14 @@ class RaySeries:
         else:
             self._numbers.append((series, labels, value))
 
-    def watch(self, meters: Meters) -> threading.Event:
-        """Bring the meters up to date and tell Ray, every two seconds.
+    def watch(self, meters: Meters) -> None:
+        """Bring the meters up to date and tell Ray, every two seconds, in a thread that ends with the process."""
 
-        Returns:
-            What ends it, when it is set.
-        """
-        end = threading.Event()
-        threading.Thread(target=self._watch, args=(meters, end), name="ray series", daemon=True).start()
-        return end
+        def tell() -> None:
+            meters.collect()
+            self.export()
+
+        every(EVERY_S, tell, "ray series", threading.Event())
 
     def export(self) -> None:
         """Tell Ray what has been added since."""
@@ -57,14 +54,6 @@ class RaySeries:
             self._tell(series, labels, value)
         for _ in range(len(self._numbers)):
             self._tell(*self._numbers.popleft())
-
-    def _watch(self, meters: Meters, end: threading.Event) -> None:
-        while not end.wait(EVERY_S):
-            try:
-                meters.collect()
-                self.export()
-            except Exception:  # the border of the thread: it must go on
-                logger.exception("the series were not told")
 
     def _tell(self, series: Series, labels: tuple[str, ...], value: float) -> None:
         kept = self._kept.get(series.name)

@@ -11,6 +11,7 @@ from dkt_ray.config import build
 from dkt_ray.errors import ConfigError, DktError, NotFoundError
 from dkt_ray.privacy import Privacy
 from dkt_ray.serving.keys import KEYS, Keys, Known
+from dkt_ray.serving.periodic import every
 from dkt_ray.storage import Store, parse_json
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Ring:
         """
         end = threading.Event()
         for look in (self.refresh, self.recount):
-            threading.Thread(target=_watch, args=(look, end), name=f"keys {look.__name__}", daemon=True).start()
+            every(PERIOD_S, look, f"keys {look.__name__}", end)
         return end
 
     def recount(self) -> None:
@@ -86,14 +87,6 @@ class Ring:
         if self._keys is None or version != self._version:
             self._keys, self._version = build(Keys, parse_json(data, KEYS)), version
             logger.info("keys of %d holders", len(self._keys.holders))
-
-
-def _watch(look: Callable[[], None], end: threading.Event) -> None:
-    while not end.wait(PERIOD_S):
-        try:
-            look()
-        except Exception:  # the border of the thread: it must go on
-            logger.exception("not looked again")
 
 
 def needed(store: Store) -> ConfigError:
