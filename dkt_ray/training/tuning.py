@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
+import pyarrow.fs as pafs
 import ray
 from pydantic import Field, model_validator
 from ray import tune
@@ -22,6 +23,7 @@ from dkt_ray.errors import StorageError
 from dkt_ray.models.base import Space
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.storage import Store
+from dkt_ray.storage.whole import whole
 from dkt_ray.training.folds import TrainingUsers
 from dkt_ray.training.live import ENDING, ProgressLines, why
 from dkt_ray.training.resources import Resources, environment
@@ -146,7 +148,7 @@ def search(
     Raises:
         StorageError: the store refuses writes, or is full.
     """
-    filesystem, root = folder.filesystem()
+    filesystem, root = _place(folder)
     path = f"{root}/{name}"
     care = Care(config.checkpoint_s, config.hang_s, config.perturbation_reports if config.scheduler == "pbt" else None)
 
@@ -174,7 +176,18 @@ def search(
                 run_config=_run_config(len(families) * config.trials, config, folder, name),
             )
         tuner.fit()
-        return [_result(trial) for trial in tune.ExperimentAnalysis(path, storage_filesystem=filesystem).trials]
+        trials = tune.ExperimentAnalysis(path, storage_filesystem=filesystem).trials
+        return [_result(trial) for trial in sorted(trials, key=_began)]  # a restored experiment has another order
+
+
+def _place(folder: Store) -> tuple[pafs.FileSystem, str]:
+    """Where Ray Tune writes: it copies its book in place, and a driver that is killed must leave the one before."""
+    filesystem, root = folder.filesystem()
+    return whole(filesystem), root
+
+
+def _began(trial: Trial) -> float:
+    return trial.run_metadata.start_time or math.inf
 
 
 def nodes() -> list[dict[str, float]]:
@@ -221,7 +234,7 @@ def mutable(family: str, search: FamilySpace) -> Space:
 
 
 def _run_config(trials: int, config: SearchConfig, folder: Store, name: str) -> tune.RunConfig:
-    filesystem, root = folder.filesystem()
+    filesystem, root = _place(folder)
     return tune.RunConfig(
         name=name,
         storage_path=root,
