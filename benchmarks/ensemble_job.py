@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,9 +30,10 @@ from dkt_ray.config import build
 from dkt_ray.data.history import Coded
 from dkt_ray.ensemble.choice import Members
 from dkt_ray.metrics import first_attempts
-from dkt_ray.pipelines.blend import contenders_of, measure_in_parallel, shares_by_way
+from dkt_ray.pipelines.blend import shares_by_way
 from dkt_ray.pipelines.combine import CombineConfig, combine
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Settings, make_report
+from dkt_ray.pipelines.measuring import begin_measuring, cpus, measure_in_parallel, member_contenders, way_contenders
 from dkt_ray.session import connect, prepare_environment
 from dkt_ray.storage import open_store
 from dkt_ray.training.protocol import EvaluationSet, Scored, align_members
@@ -56,7 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     figures |= {"members": members, "rows": rows, "processor_s": round(used.ru_utime + used.ru_stime, 1)}
-    figures |= {"peak_gib": round(ran.peak_total / GIB, 2), "with_start_s": round(ran.seconds, 1)}
+    by_process = {name: round(peak / GIB, 2) for name, peak in ran.peak.items() if peak > GIB / 20}
+    figures |= {
+        "peak_by_process_gib": by_process,
+        "peak_gib": round(ran.peak_total / GIB, 2),
+        "with_start_s": round(ran.seconds, 1),
+    }
     print(json.dumps({"benchmark": "ensemble_job", "environment": environment(), **figures}))
 
 
@@ -66,13 +73,18 @@ def _step(url: str, members: int, trials: int, samples: int) -> dict[str, Any]:
     connect()
     ray.get(ray.remote(_nothing).remote())
     started = time.perf_counter()
-    base, given = _aligned([f"member{k}" for k in range(members)], Path(url))
+    base, shared = _aligned([f"member{k}" for k in range(members)], Path(url))
     seconds["read"] = time.perf_counter() - started
-    combined = combine(build(CombineConfig, {"tune_trials": trials}), given)
-    seconds["combine"] = time.perf_counter() - started - sum(seconds.values())
     question = store.read_table("question.parquet")["question"].to_numpy()
-    answers = Answers.of(base, first_attempts(base.user.codes, question))
-    contenders = contenders_of(combined, given)
+    answers, how = Answers.of(base, first_attempts(base.user.codes, question)), Settings(samples)
+    config = build(CombineConfig, {"tune_trials": trials})
+    given = ray.get(shared)
+    alone = member_contenders(shared, given.names)
+    begun = begin_measuring(answers, alone, how, max(1, cpus() - 1))  # one is for what combines them
+    combined = combine(config, given)
+    seconds["combine"] = time.perf_counter() - started - sum(seconds.values())
+    contenders = {"ensemble": Contender("ensemble", combined.calibrated)}
+    contenders |= way_contenders(combined.ways, shared) | alone
     contenders["counting"] = Contender("baseline", given.p[:, -1])
     report = make_report(
         Heading("Benchmark", "", "", ""),
@@ -80,8 +92,8 @@ def _step(url: str, members: int, trials: int, samples: int) -> dict[str, Any]:
         answers,
         contenders,
         shares_by_way(combined, given),
-        Settings(samples),
-        measure_in_parallel,
+        how,
+        partial(measure_in_parallel, begun=begun),
     )
     seconds["measure"] = time.perf_counter() - started - sum(seconds.values())
     ray.shutdown()
@@ -97,12 +109,12 @@ def _step(url: str, members: int, trials: int, samples: int) -> dict[str, Any]:
     }
 
 
-def _aligned(names: Sequence[str], folder: Path) -> tuple[Scored, Members]:
-    """The tables as `dkt ensemble` reads them, and the members."""
+def _aligned(names: Sequence[str], folder: Path) -> tuple[Scored, ray.ObjectRef[Members]]:
+    """The tables as `dkt ensemble` reads them, and the members in the object store."""
     store = open_store(folder)
     scored = {name: Scored.from_table(store.read_table(f"{name}.parquet"), name) for name in names}
     base, columns = align_members(scored)
-    return base, Members(tuple(names), columns, base.correct, base.position, base.fold, base.user.codes)
+    return base, ray.put(Members(tuple(names), columns, base.correct, base.position, base.fold, base.user.codes))
 
 
 def _write(folder: str, members: int, rows: int) -> None:

@@ -162,10 +162,10 @@ def ece_statistic(y: Ints, p: Floats, user: Ints, bins: int = BINS) -> Statistic
     return statistic
 
 
-def within_user_statistic(y: Ints, p: Floats, user: Ints) -> Statistic:
-    """AUROC within user, weighted by rows."""
+def within_user_statistic(y: Ints, p: Floats, user: Ints, order: Ints | None = None) -> Statistic:
+    """AUROC within user, weighted by rows; `order`: the rows by ascending score, where it is known."""
     y, p = _checked(y, p)
-    return _ratio(*within_users(y, p, user))
+    return _ratio(*within_users(y, p, user, np.argsort(p) if order is None else order))
 
 
 # ---- bootstrap over users ----------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def headline(y: Ints, p: Floats, user: Ints, samples: int, seed: int) -> tuple[d
     """As `measured`, only the figures of all rows together."""
     y, p = _checked(y, p)
     index, users = _dense(user)
-    found, drawn = _estimated(_of_all_rows(y, p, index, np.argsort(p, kind="stable")), users, samples, seed)
+    found, drawn = _estimated(_of_all_rows(y, p, index, np.argsort(p)), users, samples, seed)
     return {**_counts(index, users), **found}, drawn["auc"]
 
 
@@ -275,7 +275,7 @@ def measured(
     if last:
         slices["auc_last_answers"] = last_answers(index, position)
     by_length = _by_history_length(position)
-    order = np.argsort(p, kind="stable")  # once for all slices
+    order = np.argsort(p)  # once for all slices
 
     def ranked(rows: Bools) -> Statistic:
         kept = order[rows[order]]
@@ -284,7 +284,7 @@ def measured(
     statistics = {
         **_of_all_rows(y, p, index, order),
         **{name: ranked(rows) for name, rows in slices.items()},
-        "auc_within_user": within_user_statistic(y, p, index),
+        "auc_within_user": within_user_statistic(y, p, index, order),
         **{f"length {name}": ranked(rows) for name, rows in by_length},
     }
     found, drawn = _estimated(statistics, users, samples, seed)

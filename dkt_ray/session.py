@@ -35,7 +35,7 @@ ON_THIS_MACHINE: Final = {
     "OMP_NUM_THREADS": "1",  # one thread per task: Ray does the parallel work
     "POLARS_MAX_THREADS": "1",
 }
-OBJECT_STORE_BYTES: Final = 512 << 20
+OBJECT_STORE_BYTES: Final = 1 << 30
 
 
 def haproxy(folder: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ Calibration = Literal["none", "temperature", "isotonic", "best"]
 SAMPLE_ROWS: Final = 200_000  # that chains are fitted on and chosen by
 INDIFFERENT: Final = 1e-4  # a simpler method whose nested AUROC is at most this much lower is taken
 NOBODY: Final[frozenset[int]] = frozenset()
+_AT_ONCE: Final = 1 << 18  # rows that are scored at one time
 _STABILITY_ROWS: Final = 50_000
 _RESAMPLES: Final = 20  # of the users, for the weights' intervals
 
@@ -60,9 +61,30 @@ class Members:
         """[N] every row combined by what was fitted on the other folds."""
         return nested(fit, self.p, self.y, self.length, self.fold)
 
+    def scored(self, of: Callable[[int], Callable[[Floats, Int32], Floats]], names: Sequence[str]) -> Floats:
+        """[N] every row's score, each fold's by what `of` gives for it, of some of the members."""
+        columns, scored = [self.names.index(name) for name in names], np.empty(len(self.y))
+        for fold in np.unique(self.fold).tolist():
+            rows = np.flatnonzero(self.fold == fold)
+            for first in range(0, len(rows), _AT_ONCE):
+                own = rows[first : first + _AT_ONCE]
+                scored[own] = of(fold)(self.p[own[:, None], columns], self.length[own])
+        return scored
+
     def fitted(self, fit: Fit) -> Weighted | Logistic | Boosted:
         """What is fitted on all rows."""
         return fit(self.p, self.y, self.length)
+
+
+class Way(NamedTuple):
+    """One way of combining all members."""
+
+    combination: Weighted | Logistic | Boosted  # fitted on all folds
+    without: dict[int, Weighted | Logistic | Boosted]  # by fold: fitted on the others
+
+    def nested(self, members: Members) -> Floats:
+        """[N] scores, each fold's rows by what was fitted on the others."""
+        return members.scored(lambda fold: self.without[fold].apply, members.names)
 
 
 class Removal(NamedTuple):
@@ -113,15 +135,7 @@ class Choice:
     def nested(self, method: str, excluded: frozenset[int] = NOBODY) -> Floats:
         """Scores of the rows outside some folds by a method that was fitted without their own fold too."""
         rows = self._outside(excluded)
-        return self.score(rows, lambda fold: self.combination(method, excluded | {fold}).apply)
-
-    def score(self, rows: Members, of: Callable[[int], Callable[[Floats, Int32], Floats]]) -> Floats:
-        """Scores of rows, each fold's by what `of` gives for it, [N]; the rows may have more members than these."""
-        columns, scored = [rows.names.index(name) for name in self.members.names], np.empty(len(rows.y))
-        for fold in np.unique(rows.fold).tolist():
-            own = np.flatnonzero(rows.fold == fold)
-            scored[own] = of(fold)(rows.p[own][:, columns], rows.length[own])
-        return scored
+        return rows.scored(lambda fold: self.combination(method, excluded | {fold}).apply, rows.names)
 
     def _made(self, excluded: frozenset[int]) -> Chain:
         method, rows = self.method(excluded), self._outside(excluded)

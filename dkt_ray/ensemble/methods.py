@@ -14,7 +14,6 @@ import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 
 from dkt_ray.data.history import Int8, Int32
@@ -30,7 +29,7 @@ from dkt_ray.ensemble.chain import (
     stack_columns,
     tree_columns,
 )
-from dkt_ray.ranking import binned_auc
+from dkt_ray.ranking import binned_auc, mid_ranks
 
 Ints = npt.NDArray[np.int64]
 Fit = Callable[[Floats, Int8, Int32], Weighted | Logistic | Boosted]
@@ -64,8 +63,11 @@ def logits(p: Floats, y: Int8, length: Int32) -> Weighted:
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         mixed = z @ weights
-        value = np.logaddexp(0.0, np.where(answers == 1, -mixed, mixed)).mean()
-        return float(value), (sigmoid(mixed) - answers) @ z / len(mixed)
+        against = np.exp(-np.abs(mixed))
+        wrong = np.where(answers == 1, -mixed, mixed)
+        value = (np.maximum(wrong, 0.0) + np.log(1.0 + against)).mean()  # of ln(1 + exp(wrong))
+        right = np.where(mixed < 0, against, 1.0) / (1.0 + against)
+        return float(value), (right - answers) @ z / len(mixed)
 
     return Weighted(kind="logit", weights=tuple(lowest_on_simplex(loss, members).tolist()))
 
@@ -158,7 +160,10 @@ METHODS: Final[Mapping[str, Fit]] = {  # from the simplest
 
 def rank_mean(p: Floats) -> Floats:
     """Mean of the members' ranks among all rows, as parts of 1: for a comparison only, one request has no ranks."""
-    return np.mean([rankdata(column) / len(column) for column in p.T], axis=0)
+    total = np.zeros(len(p))
+    for column in p.T:
+        total += mid_ranks(column)
+    return total / p.size
 
 
 def nested(fit: Fit, p: Floats, y: Int8, length: Int32, fold: Int8) -> Floats:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,20 +26,19 @@ from dkt_ray.data.history import Coded, Histories, Int32
 from dkt_ray.data.simulation.filter import PARTICLES
 from dkt_ray.ensemble.chain import Chain, shares_of
 from dkt_ray.ensemble.choice import Members
-from dkt_ray.ensemble.methods import rank_mean
 from dkt_ray.errors import ConfigError
 from dkt_ray.features.dataset import Dataset, Manifest
-from dkt_ray.log import progress
 from dkt_ray.metrics import METRIC_VERSION, first_attempts
 from dkt_ray.pipelines import figures
 from dkt_ray.pipelines.combine import CombineConfig, Combined, combine
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Settings, make_report
+from dkt_ray.pipelines.measuring import begin_measuring, cpus, measure_in_parallel, member_contenders, way_contenders
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
 from dkt_ray.pipelines.stored_chain import BLEND, read_facts, write_chain
 from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
 from dkt_ray.storage import Store, open_store
 from dkt_ray.training.baselines import BASELINES, out_of_fold
-from dkt_ray.training.protocol import Scored, align_members, evaluation_set, locate, oof_key
+from dkt_ray.training.protocol import EvaluationSet, Scored, align_members, evaluation_set, locate, oof_key
 
 logger = logging.getLogger(__name__)
 
@@ -101,25 +100,33 @@ def run(config: EnsembleConfig) -> dict[str, Any]:
     return outcome(report, folder, REPORT) | {"reused": reused}
 
 
+class _Material(NamedTuple):
+    """What is measured."""
+
+    base: Scored
+    evaluation: EvaluationSet
+    histories: Histories
+    answers: Answers
+    baselines: dict[str, ray.ObjectRef[Floats]]  # under way
+    members: ray.ObjectRef[Members]  # whose scores all processes read in one place
+
+
 def _measure(
     config: EnsembleConfig, dataset: Dataset, folder: Store, facts: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Chain]:
     """Everything that the report holds, and what is served."""
-    scored = {name: Scored.from_table(folder.read_table(oof_key(name)), f"member {name}") for name in facts}
     simulator = Simulator.of(config.truth, config.yardstick, config.particles)
     if simulator is not None:
         simulator.check(dataset.manifest)
-    base, columns = align_members(scored)
-    evaluation = evaluation_set(dataset.manifest, base)
-    figures.require_same({name: str(fact["fingerprint"]) for name, fact in facts.items()}, evaluation)
-    logger.info("evaluation set %s: %d rows, members %s", evaluation.fingerprint, evaluation.rows, ", ".join(scored))
-    histories, answers, length, baselines = _dataset_columns(dataset, base)
-    members = Members(tuple(scored), columns, base.correct, length, base.fold, base.user.codes)
+    base, evaluation, histories, answers, baselines, shared = _material(dataset, folder, facts)
+    how, members = Settings(config.samples, config.seed, config.last_answers), ray.get(shared)
+    alone = member_contenders(shared, members.names)
+    begun = begin_measuring(answers, alone, how, max(1, cpus() - 1))  # one is for what combines them
     combined = combine(config, members)
-    contenders = contenders_of(combined, members)
+    contenders = {"ensemble": Contender("ensemble", combined.calibrated)}
+    contenders |= way_contenders(combined.ways, shared) | alone
     contenders |= {name: Contender("baseline", ray.get(column)) for name, column in baselines.items()}
     contenders |= oracle(simulator, dataset.manifest, base)
-    how = Settings(config.samples, config.seed, config.last_answers)
     report = make_report(
         Heading(f"Out-of-fold report of {config.run}", HOW, config.dataset, config.run),
         evaluation,
@@ -127,21 +134,23 @@ def _measure(
         contenders,
         shares_by_way(combined, members),
         how,
-        measure_in_parallel,
+        partial(measure_in_parallel, begun=begun),
     )
     report["ensemble"] = _told(combined, members, answers, facts) | {"drop_below": config.drop_below}
     report |= yardstick(simulator, histories, base, answers, contenders, how)
     return report, combined.chain
 
 
-def contenders_of(combined: Combined, members: Members) -> dict[str, Contender]:
-    """The served ensemble, every way of combining all members, and the members."""
-    columns = {f"ensemble_{name}": way.nested for name, way in combined.ways.items()}
-    contenders = {"ensemble": Contender("ensemble", combined.calibrated)}
-    if len(members.names) > 1:
-        columns["ensemble_rank"] = rank_mean(members.p)
-        contenders |= {name: Contender("method", column) for name, column in columns.items()}
-    return contenders | {name: Contender("member", members.p[:, k]) for k, name in enumerate(members.names)}
+def _material(dataset: Dataset, folder: Store, facts: Mapping[str, Mapping[str, Any]]) -> _Material:
+    base, p = align_members(
+        {name: Scored.from_table(folder.read_table(oof_key(name)), f"member {name}") for name in facts}
+    )
+    evaluation = evaluation_set(dataset.manifest, base)
+    figures.require_same({name: str(fact["fingerprint"]) for name, fact in facts.items()}, evaluation)
+    logger.info("evaluation set %s: %d rows, members %s", evaluation.fingerprint, evaluation.rows, ", ".join(facts))
+    histories, answers, length, baselines = _dataset_columns(dataset, base)
+    members = ray.put(Members(tuple(facts), p, base.correct, length, base.fold, base.user.codes))
+    return _Material(base, evaluation, histories, answers, baselines, members)
 
 
 def shares_by_way(combined: Combined, members: Members) -> dict[str, dict[str, float]]:
@@ -208,25 +217,6 @@ def _baseline(name: str, split: tuple[Any, Any], names: tuple[str, ...], place: 
     """Out-of-fold scores of one baseline at the given rows (runs in a Ray worker)."""
     rows, fold = split
     return out_of_fold(BASELINES[name], rows, fold, names)[place]
-
-
-def measure_in_parallel(
-    answers: Answers, contenders: Mapping[str, Contender], how: Settings
-) -> dict[str, figures.Measured]:
-    """The figures of every contender, a Ray task each; few at a time, for each has its scores in the object store."""
-    measure, shared = ray.remote(figures.model_figures), ray.put(answers)
-    at_once = max(2, int(ray.cluster_resources().get("CPU", 1)) + 1)
-    todo, waiting, models = deque(contenders), dict[Any, str](), {}
-    with progress("measure models", len(contenders)) as lines:
-        while todo or waiting:
-            while todo and len(waiting) < at_once:
-                name = todo.popleft()
-                waiting[measure.remote(shared, contenders[name], how)] = name
-            (done,), _ = ray.wait(list(waiting))
-            name = waiting.pop(done)
-            models[name] = ray.get(done)
-            lines.advance(note=name)
-    return {name: models[name] for name in contenders}
 
 
 def _digest(config: EnsembleConfig, manifest: Manifest, facts: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ Legend: N rows, K members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
@@ -13,10 +13,9 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from dkt_ray.config import Config
-from dkt_ray.data.history import Int32
 from dkt_ray.ensemble.blend import Floats, equal, fixed
-from dkt_ray.ensemble.chain import TOLERANCE, Boosted, Chain, Logistic, Weighted
-from dkt_ray.ensemble.choice import SAMPLE_ROWS, Calibration, Choice, Members, Removal, drop, stability
+from dkt_ray.ensemble.chain import TOLERANCE, Chain
+from dkt_ray.ensemble.choice import SAMPLE_ROWS, Calibration, Choice, Members, Removal, Way, drop, stability
 from dkt_ray.ensemble.methods import METHODS, Fit, best_of, mean_of, spread
 from dkt_ray.log import progress
 from dkt_ray.training.weights import draw_weights
@@ -70,13 +69,6 @@ class CombineConfig(Config):
         return self
 
 
-class Way(NamedTuple):
-    """One way of combining all members."""
-
-    combination: Weighted | Logistic | Boosted  # fitted on all folds
-    nested: Floats  # [N], each fold's rows by what was fitted on the others
-
-
 class Combined(NamedTuple):
     """What became of the members."""
 
@@ -122,18 +114,19 @@ def combine(config: CombineConfig, members: Members) -> Combined:
     sample = members.at(spread(len(members.y), SAMPLE_ROWS))
     ways = _ways(config, sample)
     whole = Choice(sample, ways.fits(sample.names), config.calibrator)
-    compared = _compare(whole, members)
+    folds = np.unique(members.fold).tolist()
+    compared = _compare(whole, folds)
     kept, removals = sample, list[Removal]()
     if (method := _among(whole, config).method()) != "fixed":
         kept, removals = drop(_stand_in(method), sample, config.drop_below, config.at_least)
     fits = ways.fits(kept.names)
     choice = _among(whole if kept.names == sample.names else Choice(kept, fits, config.calibrator), config)
-    chain, chains = choice.chain(), {fold: choice.chain(frozenset({fold})) for fold in np.unique(members.fold).tolist()}
+    chain, chains = choice.chain(), {fold: choice.chain(frozenset({fold})) for fold in folds}
     return Combined(
         method=choice.method(),
         chain=chain,
-        uncalibrated=choice.score(members, lambda fold: chains[fold].combination.apply),
-        calibrated=choice.score(members, lambda fold: chains[fold].apply),
+        uncalibrated=members.scored(lambda fold: chains[fold].combination.apply, kept.names),
+        calibrated=members.scored(lambda fold: chains[fold].apply, kept.names),
         ways=compared,
         removals=removals,
         stability=stability(fits[choice.method()], kept, config.seed),
@@ -150,19 +143,16 @@ def _ways(config: CombineConfig, sample: Members) -> _Ways:
     )
 
 
-def _compare(choice: Choice, members: Members) -> dict[str, Way]:
+def _compare(choice: Choice, folds: Sequence[int]) -> dict[str, Way]:
     """Every method on all members, of which one needs no method."""
-    names = tuple(choice.fits) if len(members.names) > 1 else ("equal",)
+    names = tuple(choice.fits) if len(choice.members.names) > 1 else ("equal",)
     found = {}
     with progress("combine members", len(names)) as lines:
         for name in names:
-            found[name] = Way(choice.combination(name), choice.score(members, _without_fold(choice, name)))
+            without = {fold: choice.combination(name, frozenset({fold})) for fold in folds}
+            found[name] = Way(choice.combination(name), without)
             lines.advance(note=name)
     return found
-
-
-def _without_fold(choice: Choice, method: str) -> Callable[[int], Callable[[Floats, Int32], Floats]]:
-    return lambda fold: choice.combination(method, frozenset({fold})).apply
 
 
 def _among(choice: Choice, config: CombineConfig) -> Choice:

@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 Kind = Literal["ensemble", "method", "member", "peer", "baseline", "oracle", "filter"]
 
 CALIBRATION_BINS: Final = 10
+_AT_ONCE: Final = 1 << 18  # rows
 LEDGER: Final = "ledger"
 NOT_MEASURED: Final = (
     "share of right answers that lower the mastery of their concept (aim <= 5 %): dkt publish measures it",
@@ -76,10 +77,15 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A model's scores of all rows."""
+    """A model's scores of all rows, or how they are made when they are wanted."""
 
     kind: Kind
-    probability: Floats  # [N]
+    given: Floats | Callable[[], Floats]  # [N]
+
+    @property
+    def probability(self) -> Floats:
+        """[N] scores."""
+        return self.given() if callable(self.given) else self.given
 
 
 Measured = tuple[dict[str, Any], Floats]  # a model's figures, and its AUROC on each resample of the users
@@ -137,15 +143,15 @@ def measure_in_turn(answers: Answers, contenders: Mapping[str, Contender], how: 
 
 def model_figures(answers: Answers, contender: Contender, how: Settings) -> Measured:
     """All figures of one model, those of cold starts under history length 0 only; of a method, the headline ones."""
-    headline = answers.headline
-    kept, p = answers.at(headline), contender.probability[headline]
+    headline, probability = answers.headline, contender.probability
+    kept, p = answers.at(headline), probability[headline]
     if contender.kind == "method":
         found, drawn = metrics.headline(kept.y, p, kept.user, how.samples, how.seed)
         return {"kind": contender.kind, **found}, drawn
     found, drawn = metrics.measured(
         kept.y, p, kept.user, kept.position, kept.first, how.last_answers, samples=how.samples, seed=how.seed
     )
-    cold, cold_p = answers.at(~headline), contender.probability[~headline]
+    cold, cold_p = answers.at(~headline), probability[~headline]
     interval = metrics.bootstrap_auc(cold.y, cold_p, cold.user, how.samples, how.seed) or (None, None)
     at_zero = {"value": metrics.auc(cold.y, cold_p), "low": interval[0], "high": interval[1]}
     found["auc_by_history_length"]["0"] = at_zero
@@ -176,7 +182,15 @@ def correlation(
     members: Mapping[str, Floats], rows: npt.NDArray[np.bool_] | slice = slice(None)
 ) -> dict[str, dict[str, float]]:
     """Pearson correlation of the members' probabilities of some of the rows."""
-    matrix = np.atleast_2d(np.corrcoef(np.stack([column[rows] for column in members.values()])))
+    columns = list(members.values())
+    chosen = np.arange(len(columns[0]))[rows]
+    mean = np.array([column[rows].mean() for column in columns])[:, None]
+    products = np.zeros((len(columns), len(columns)))
+    for first in range(0, len(chosen), _AT_ONCE):  # a stack of all rows would be all members once more
+        off = np.stack([column[chosen[first : first + _AT_ONCE]] for column in columns]) - mean
+        products += off @ off.T
+    spread = np.sqrt(np.diag(products))
+    matrix = np.clip(products / np.outer(spread, spread), -1.0, 1.0)
     return {a: {b: float(matrix[i, j]) for j, b in enumerate(members)} for i, a in enumerate(members)}
 
 

@@ -157,7 +157,7 @@ def search(
         run(sample, ray.get(users), resources[sample["family"]], care)
 
     trainable = tune.with_resources(trial, lambda sample: _request(resources[sample["family"]]))
-    with environment(ENVIRONMENT), _quiet(), _refusals(path):
+    with environment(ENVIRONMENT), quiet(), _refusals(path):
         if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
             logger.info("the sweep goes on where an earlier one ended")
             tuner = tune.Tuner.restore(
@@ -310,8 +310,8 @@ def refusal(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Ray Tune's lines that say nothing to a reader."""
+def quiet() -> Iterator[None]:
+    """Without the lines of Ray Tune that say nothing to a reader."""
     names = ("analysis.experiment_analysis", "execution.tune_controller", "schedulers.pbt")
     libraries = [logging.getLogger(f"ray.tune.{name}") for name in names]
     for library in libraries:

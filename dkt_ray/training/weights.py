@@ -25,7 +25,7 @@ from dkt_ray.ensemble.blend import Floats, blend
 from dkt_ray.errors import TrainingError
 from dkt_ray.ranking import binned_auc
 from dkt_ray.training.resources import environment
-from dkt_ray.training.tuning import ENVIRONMENT
+from dkt_ray.training.tuning import ENVIRONMENT, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def draw_weights(p: Floats, y: Int8, trials: int, seed: int) -> Floats:
     members = p.shape[1]
     space = {_name(k): tune.uniform(-_SPREAD, _SPREAD) for k in range(members)}
     plain_mean = {_name(k): 0.0 for k in range(members)}
-    with tempfile.TemporaryDirectory(prefix="dkt-weights-") as folder, environment(ENVIRONMENT):
+    with tempfile.TemporaryDirectory(prefix="dkt-weights-") as folder, environment(ENVIRONMENT), quiet():
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(WeightsTrial, p=p, y=y), {"cpu": 1}),
             param_space=space,

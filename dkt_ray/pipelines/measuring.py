@@ -1,0 +1,88 @@
+"""(Ray) The figures of contenders in Ray workers, where the scores of members and of ensembles of them are made too.
+
+Members lie once in the object store. This module imports little: a worker loads what it needs to unpickle a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from dkt_ray.ensemble.choice import Members, Way
+from dkt_ray.ensemble.methods import rank_mean
+from dkt_ray.log import progress
+from dkt_ray.pipelines.figures import Answers, Contender, Measured, Settings, model_figures
+
+Floats = npt.NDArray[np.float64]
+
+
+def member_contenders(shared: ray.ObjectRef[Members], names: Sequence[str]) -> dict[str, Contender]:
+    """The members."""
+    return {name: Contender("member", partial(_scores, shared, partial(_column, k))) for k, name in enumerate(names)}
+
+
+def way_contenders(ways: Mapping[str, Way], shared: ray.ObjectRef[Members]) -> dict[str, Contender]:
+    """Every way of combining all members, and the mean of their ranks; one member has none."""
+    if len(ways) == 1:
+        return {}
+    of = {name: way.nested for name, way in ways.items()} | {"rank": _ranks}
+    return {f"ensemble_{name}": Contender("method", partial(_scores, shared, make)) for name, make in of.items()}
+
+
+def _scores(shared: ray.ObjectRef[Members], of: Callable[[Members], Floats]) -> Floats:
+    return of(ray.get(shared))
+
+
+def _column(k: int, members: Members) -> Floats:
+    return members.p[:, k]
+
+
+def _ranks(members: Members) -> Floats:
+    return rank_mean(members.p)
+
+
+def begin_measuring(
+    answers: Answers, contenders: Mapping[str, Contender], how: Settings, at_once: int
+) -> dict[str, ray.ObjectRef[Measured]]:
+    """The figures of contenders, under way in Ray workers.
+
+    Args:
+        at_once: how many; the rest wait for these, whoever else has a CPU to spare.
+    """
+    measure, rows, begun = ray.remote(_figures), ray.put(answers), list[Any]([None] * at_once)
+    for contender in contenders.values():
+        begun.append(measure.remote(rows, contender, how, begun[-at_once]))
+    return dict(zip(contenders, begun[at_once:], strict=True))
+
+
+def _figures(answers: Answers, contender: Contender, how: Settings, after: Measured | None) -> Measured:
+    return model_figures(answers, contender, how)
+
+
+def cpus() -> int:
+    """Of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def measure_in_parallel(
+    answers: Answers,
+    contenders: Mapping[str, Contender],
+    how: Settings,
+    begun: Mapping[str, ray.ObjectRef[Measured]],
+) -> dict[str, Measured]:
+    """The figures of every contender, of which some are `begun`, a Ray task each."""
+    rest = {name: contender for name, contender in contenders.items() if name not in begun}
+    waiting = {task: name for name, task in {**begun, **begin_measuring(answers, rest, how, cpus())}.items()}
+    models = {}
+    with progress("measure models", len(contenders)) as lines:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting))
+            name = waiting.pop(done)
+            models[name] = ray.get(done)
+            lines.advance(note=name)
+    return {name: models[name] for name in contenders}
