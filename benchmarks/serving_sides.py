@@ -78,7 +78,7 @@ class Server:
 
 
 @contextmanager
-def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[Server]:
+def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[list[Server]]:
     """The `api` application with its default settings, but for `replicas`.
 
     Args:
@@ -90,7 +90,7 @@ def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[Server]
     try:
         with _started(command, session.haproxy(Path(folder)) if way == "haproxy" else {}) as process:
             _wait_until_ready(process, port)
-            yield Server(f"ours, {way}", psutil.Process(process.pid), port)
+            yield [Server(f"ours, {way}", psutil.Process(process.pid), port)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

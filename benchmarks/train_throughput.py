@@ -100,6 +100,8 @@ def _in_turns(
     threads = {"threads": options.threads}
     ours = {"store": str(data.store), "family": family, "turns": options.turns, **threads}
     forms = {"ours": PAIRS[family].settings} | ({} if options.quick else {"ids_only": PAIRS[family].ids_only})
+    if options.compiled:
+        forms["compiled"] = PAIRS[family].settings | {"compiled": True}
     commands = {
         name: [sys.executable, "-c", OURS, json.dumps(ours | {"settings": form | settings})]
         for name, form in forms.items()
@@ -165,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--turns", type=int, default=5, help="epochs of each side; medians are compared")
     parser.add_argument("--batch", type=int, help="windows per step; default: pyKT's (256 for DKT, else 64)")
     parser.add_argument("--threads", type=int, default=1, help="of each side; the sides take turns")
+    parser.add_argument("--compiled", action="store_true", help="our family once more, compiled by torch.compile")
     parser.add_argument("--quick", action="store_true", help="one family, small: shows that it runs, not how fast")
     return parser
 
