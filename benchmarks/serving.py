@@ -29,8 +29,8 @@ from benchmarks.load import Load, Plan
 from benchmarks.serving_requests import Body, Students, queries
 from benchmarks.serving_sides import Server, bentoml, ours
 from dkt_ray.data.query import Query
-from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.cache import local_copy
+from dkt_ray.registry.store import Registry, resolve
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
 

@@ -32,8 +32,7 @@ from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, w
 from dkt_ray.pipelines.stored_chain import read_chain
 from dkt_ray.pipelines.yardstick import FILTER, ORACLE, Simulator, oracle, yardstick
 from dkt_ray.registry import bundle as bundles
-from dkt_ray.registry.cache import resolve
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.store import Registry, resolve
 from dkt_ray.storage import Store, open_object, open_store
 from dkt_ray.training.baselines import BASELINES
 from dkt_ray.training.protocol import ON_ALL_FOLDS, Scored, evaluation_set, locate, oof_key, scored_rows

@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 from dkt_ray.client import Client
 from dkt_ray.config import Config
 from dkt_ray.errors import InputError
-from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.cache import local_copy
+from dkt_ray.registry.store import Registry, resolve
 from dkt_ray.schema import CONCEPT_SEPARATOR, RAW_COLUMNS
 from dkt_ray.serving import replies
 from dkt_ray.serving.contract import PredictRequest, PredictResponse

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from dkt_ray.config import Config
 from dkt_ray.errors import ConfigError
-from dkt_ray.registry.cache import local_copy, resolve
+from dkt_ray.registry.cache import local_copy
 from dkt_ray.registry.clean_process import verify_apart
 from dkt_ray.registry.forgotten import forgotten
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.store import Registry, resolve
 from dkt_ray.storage import open_store
 
 Action = Literal["list", "verify", "promote", "rollback"]

@@ -27,8 +27,8 @@ from dkt_ray.data.history import Histories, graded
 from dkt_ray.data.ingest import DataConfig, Inputs, buckets_for, inspect, read
 from dkt_ray.errors import ConfigError, InputError
 from dkt_ray.pipelines.engines import LOCAL_BYTES, EngineKind, choose
-from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.store import MANIFEST, Registry
+from dkt_ray.registry.cache import local_copy
+from dkt_ray.registry.store import MANIFEST, Registry, resolve
 from dkt_ray.schema import UNKNOWN
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import Store, json_bytes, open_store

@@ -1,36 +1,15 @@
-"""From a name to a local copy: aliases are read once, copies are shared by the processes of one machine."""
+"""Local copies of bundles, shared by the processes of one machine."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
 
-from dkt_ray.errors import BundleError, NotFoundError
+from dkt_ray.errors import BundleError
 from dkt_ray.registry import bundle
 from dkt_ray.registry.store import Registry
-
-DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-
-
-def resolve(registry: Registry, bundle: str) -> str:
-    """The digest that a digest or an alias stands for.
-
-    Raises:
-        NotFoundError: it is neither.
-    """
-    if DIGEST.fullmatch(bundle):
-        return bundle
-    entry = registry.alias(bundle)
-    if entry is None:
-        raise NotFoundError(
-            f"bundle is {bundle!r}, expected a digest or an alias in {registry.store.url}; "
-            "make a bundle with dkt publish, list bundles with dkt registry"
-        )
-    return entry.bundle
 
 
 def default_folder() -> Path:

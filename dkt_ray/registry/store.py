@@ -26,6 +26,7 @@ from dkt_ray.storage import Store, json_bytes, parse_json
 from dkt_ray.storage.store import files_of
 
 MANIFEST: Final = "manifest.json"
+DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -201,6 +202,23 @@ class Registry:
     def _last_number(self, alias: str) -> int:
         keys = self.store.list(f"aliases/history/{_named(alias)}")
         return max((int(Path(key).stem) for key in keys), default=0)
+
+
+def resolve(registry: Registry, bundle: str) -> str:
+    """The digest that a digest or an alias stands for.
+
+    Raises:
+        NotFoundError: it is neither.
+    """
+    if DIGEST.fullmatch(bundle):
+        return bundle
+    entry = registry.alias(bundle)
+    if entry is None:
+        raise NotFoundError(
+            f"bundle is {bundle!r}, expected a digest or an alias in {registry.store.url}; "
+            "make a bundle with dkt publish, list bundles with dkt registry"
+        )
+    return entry.bundle
 
 
 def _named(name: str) -> str:

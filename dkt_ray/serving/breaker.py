@@ -12,13 +12,16 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from dkt_ray.config import Config
-from dkt_ray.ensemble.scorer import Member, Members
-from dkt_ray.features.batch import Rows
-from dkt_ray.models.base import Probabilities
+
+if TYPE_CHECKING:  # who deploys needs the settings only, not torch
+    from dkt_ray.ensemble.scorer import Member, Members
+    from dkt_ray.features.batch import Rows
+    from dkt_ray.models.base import Probabilities
 
 logger = logging.getLogger(__name__)
 

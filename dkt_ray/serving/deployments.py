@@ -6,14 +6,9 @@ A bundle is an argument of the application: other bundle, other replicas. They s
 from __future__ import annotations
 
 import gc
-import logging
-import os
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
-import ray
 from fastapi import FastAPI
 from pydantic import Field, model_validator
 from ray import serve
@@ -21,40 +16,17 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from dkt_ray import log
 from dkt_ray.config import Config
-from dkt_ray.errors import DktError
-from dkt_ray.events.database import check_shared, events_url
-from dkt_ray.events.outcomes import Outcomes
-from dkt_ray.events.sql import open_events
-from dkt_ray.privacy import Privacy
-from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.forgotten import Marks, mark_bundles
-from dkt_ray.registry.store import Registry
-from dkt_ray.serving import fleet, series
-from dkt_ray.serving.api import Served, build_app
-from dkt_ray.serving.batching import Batcher
-from dkt_ray.serving.breaker import BreakerConfig, Breakers
+from dkt_ray.registry.store import Registry, resolve
+from dkt_ray.serving.breaker import BreakerConfig
 from dkt_ray.serving.contract import MAX_ROWS, ScoreSets
-from dkt_ray.serving.counters import Counters
-from dkt_ray.serving.journal import Journal, unexported_since
 from dkt_ray.serving.loopback import keep_on_loopback
-from dkt_ray.serving.memory import Memory
-from dkt_ray.serving.predictor import Predictor
-from dkt_ray.serving.ray_series import RaySeries
-from dkt_ray.serving.ring import Ring
-from dkt_ray.serving.series import SHORT, Meters, tally
-from dkt_ray.serving.split import Split
-from dkt_ray.serving.telemetry import Telemetry, access
 from dkt_ray.serving.traffic import Findings, Traffic
 from dkt_ray.storage import open_store
-
-logger = logging.getLogger(__name__)
 
 DEPLOYMENT: Final = "predictor"
 REPORT_S: Final = 2.0  # between reports of load; the variables that Ray 2.60 names instead of this setting do nothing
 LOOK_BACK_S: Final = 3 * REPORT_S  # a downscale delay below it makes replicas come and go
-STUCK_S: Final = 60.0  # a batch that runs longer than this takes its replica with it
 
 
 class ServeArgs(Config):
@@ -113,78 +85,34 @@ class ServeArgs(Config):
         return self
 
 
-class ReplicaError(DktError):
-    """A replica cannot go on; Serve replaces it."""
-
-
 @serve.ingress()
 class Replica:
     """One process that serves one bundle, or two in a rollout; it is ready when they are verified and warm."""
 
     def __init__(self, args: ServeArgs, digest: str, challenger: str | None = None) -> None:
         keep_on_loopback()
-        _one_thread()
         self._args = args.model_copy(update={"bundle": digest, "challenger": challenger})
-        log.configure(json=True)
-        self._batchers: list[Batcher] = []
-        self._telemetry = _telemetry(args)
-        self._ring = Ring(open_store(args.store), fleet.replicas, args.keys == "required" or not fleet.on_loopback())
-        self._ring.watch()
-        self._split = Split(self._load(digest), self._load(challenger) if challenger else None)
-        self._memory = self._remember()
-        gc.freeze()  # what is loaded stays: collections that go through it cost requests a pause of 0.2 s
+        gc.disable()  # a start drops next to nothing of what it makes: collections took a quarter of it
+        try:
+            from dkt_ray.serving.replica import Loaded  # only here: whoever deploys goes without, and it loads here too
 
-    def _load(self, digest: str) -> Served:
-        args = self._args
-        folder = local_copy(Registry(open_store(args.store)), digest, args.copies)
-        predictor = Predictor.load(folder, digest)  # replays the golden requests, which warms it up too
-        breakers = Breakers(args.breaker)  # the golden requests tolerated nothing
-        answer = partial(predictor.answer, ask=breakers)
-        meters, short = self._telemetry.meters, digest[:SHORT]
-        tell = partial(self._telemetry.batched, digest)
-        batcher = Batcher(answer, args.max_batch_requests, MAX_ROWS, args.max_waiting_rows, tell)
-        self._batchers.append(batcher)
-        meters.ask(tally(series.BATCHING, batcher.counts, short))
-        meters.ask(tally(series.LEFT_OUT, breakers.counts, short))
-        logger.info("bundle %s is ready", digest)
-        return Served(predictor, batcher)
-
-    def _remember(self) -> Memory | None:
-        url = events_url(self._args.events)
-        if url is None:
-            return None
-        check_shared(url, len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}))
-        opened, store = open_events(url, now=False), open_store(self._args.store)
-        outcomes = Outcomes(opened.engine, Privacy.of_environment())
-        journal = Journal(outcomes, self._telemetry.meters, partial(unexported_since, opened.log, store))
-        self._telemetry = replace(self._telemetry, journal=journal)
-        return Memory.of(opened, mark_bundles=lambda mark: mark_bundles(Registry(store), [mark]), heard=journal.heard)
+            self._loaded = Loaded(self._args)
+        finally:
+            gc.freeze()  # what is loaded stays: collections that go through it cost requests a pause of 0.2 s
+            gc.enable()
 
     def __del__(self) -> None:
         """Serve's hook, for when a replica has finished its requests."""
-        if memory := getattr(self, "_memory", None):
-            if journal := self._telemetry.journal:
-                journal.close()
-            memory.close()
-        for handler in access.handlers:
-            handler.flush()
+        if loaded := getattr(self, "_loaded", None):
+            loaded.close()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook: the app is made in the replica, after the bundle was loaded."""
-        return build_app(
-            self._split.choose,
-            names_requests=False,  # Serve's proxy does
-            score_sets=self._args.score_sets,
-            challenger=self._split.challenger,
-            telemetry=self._telemetry,
-            memory=self._memory,
-            known=lambda: self._ring.known,
-            marked=Marks(Registry(open_store(self._args.store))),
-        )
+        return self._loaded.app()
 
     def direct(self, traffic: Traffic) -> Findings:
         """Deal requests between champion and challenger; see `Split.direct`."""
-        return self._split.direct(traffic)
+        return self._loaded.split.direct(traffic)
 
     def arguments(self) -> ServeArgs:
         """What this replica runs, its bundle as a digest: what a rollout goes back to."""
@@ -192,9 +120,7 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise when scoring hangs: a thread cannot be stopped, a replica can. Serve asks every few seconds."""
-        busy_s = max(batcher.busy_s for batcher in self._batchers)
-        if busy_s > STUCK_S:
-            raise ReplicaError(f"one batch has been running for {busy_s:.0f} s")
+        self._loaded.check_health()
 
 
 def application(args: ServeArgs, surge: bool = True) -> Application:
@@ -245,20 +171,3 @@ def _absolute(url: str) -> str:
     """The url of a SQLite file, wherever it is read; others as they are."""
     scheme, slashes, path = url.partition(":///")
     return f"{scheme}{slashes}{Path(path).absolute()}" if scheme == "sqlite" and path else url
-
-
-def _telemetry(args: ServeArgs) -> Telemetry:
-    """What this replica counts is exported by Ray as well."""
-    counters, exported = Counters(), RaySeries()
-    meters = Meters(counters, exported)
-    exported.watch(meters)
-    log.gather(access)
-    return Telemetry(counters, meters, args.access_log, serve.get_replica_context().replica_id.unique_id)
-
-
-def _one_thread() -> None:
-    """Replicas share the machine's cores: parallelism comes from replicas, not from threads in one."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
-    torch.set_num_threads(1)

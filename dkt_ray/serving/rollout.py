@@ -22,10 +22,10 @@ from pydantic import Field
 from dkt_ray.config import build
 from dkt_ray.errors import BundleError, DktError, RolloutError
 from dkt_ray.registry import bundle as bundles
-from dkt_ray.registry.cache import local_copy, resolve
+from dkt_ray.registry.cache import local_copy
 from dkt_ray.registry.clean_process import Budget, Footprint, check_size, verify_apart
 from dkt_ray.registry.gate import GateConfig
-from dkt_ray.registry.store import AliasEntry, Registry
+from dkt_ray.registry.store import AliasEntry, Registry, resolve
 from dkt_ray.serving import service
 from dkt_ray.serving.deployments import ServeArgs
 from dkt_ray.serving.examination import examine

@@ -19,8 +19,8 @@ from dkt_ray.data.history import Coded, Histories
 from dkt_ray.data.query import Query
 from dkt_ray.ensemble.chain import Chain
 from dkt_ray.registry import bundle
-from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.cache import local_copy
+from dkt_ray.registry.store import Registry, resolve
 from dkt_ray.serving import rollback, rollout
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.serving.requests import canonical

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dkt_ray.registry.store import Registry
-from dkt_ray.serving.deployments import ServeArgs, application
+from dkt_ray.serving import deployments, replica
+from dkt_ray.serving.deployments import Replica, ServeArgs, application
 from dkt_ray.storage import open_store
 from tests import bundles
 
@@ -36,3 +40,30 @@ def test_replicas_find_the_database_from_folders_of_their_own(given, bound, tmp_
     Registry(open_store(tmp_path / "store")).publish(tmp_path / "bundle", digest)
     made = application(ServeArgs(store="store", bundle=digest, events=given))
     assert made._bound_deployment.init_args[0].events == bound.format(here=tmp_path)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_replica_collects_no_garbage_while_it_loads_and_leaves_alone_what_is_loaded(fails, monkeypatch):
+    """Collections would go through all that is loaded, again and again."""
+    seen = []
+
+    def load(args: ServeArgs) -> str:
+        seen.append((gc.isenabled(), args.bundle))
+        if fails:
+            raise OSError("no such bundle")
+        return "loaded"
+
+    monkeypatch.setattr(deployments, "keep_on_loopback", lambda: None)
+    monkeypatch.setattr(replica, "Loaded", load)
+    start = partial(Replica.__mro__[1].__init__, SimpleNamespace())  # without Serve's part
+    try:
+        if fails:
+            with pytest.raises(OSError, match="no such bundle"):
+                start(ServeArgs(), "digest")
+        else:
+            start(ServeArgs(), "digest")
+        assert seen == [(False, "digest")]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

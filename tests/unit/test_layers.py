@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 
@@ -21,6 +23,7 @@ SHELL = {
     "dkt_ray.serving.loopback",
     "dkt_ray.serving.preflight",
     "dkt_ray.serving.ray_series",
+    "dkt_ray.serving.replica",
     "dkt_ray.serving.rollback",
     "dkt_ray.serving.rollout",
     "dkt_ray.serving.service",
@@ -104,6 +107,34 @@ def test_importing_has_no_side_effects(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"handlers": [], "children": 0, "ray": False, "transformers": False}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        (  # whoever deploys; a replica unpickles it, and imports the rest with the garbage collector off
+            "dkt_ray.serving.deployments",
+            ("alembic", "lightgbm", "numba", "polars", "scipy", "sklearn", "sqlalchemy", "torch"),
+        ),
+        (  # a replica: what only training, pages and pipelines use
+            "dkt_ray.serving.replica",
+            ("gradio", "optuna", "plotly", "tensorboardX", "dkt_ray.pipelines", "dkt_ray.training"),
+        ),
+    ],
+)
+def test_a_replica_imports_nothing_that_it_never_uses(module, without):
+    """Its start is processor time, which a rollout under load takes from the requests."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert module in found
+    assert not [name for name in without if name in found]
 
 
 PROBE = """
