@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Annotated, Final, Literal, Self
 
-import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, FiniteFloat, model_validator
@@ -20,7 +19,8 @@ from pydantic import Field, FiniteFloat, model_validator
 from dkt_ray.config import Config
 from dkt_ray.data.history import Int32
 from dkt_ray.ensemble.blend import blend
-from dkt_ray.errors import UnavailableError
+from dkt_ray.errors import ConfigError, UnavailableError
+from dkt_ray.models.trees import Trees
 
 Floats = npt.NDArray[np.float64]
 Share = Annotated[FiniteFloat, Field(ge=0)]
@@ -104,8 +104,8 @@ class Boosted(Config):
         if found := _NOT_FINITE.search(self.model):
             raise ValueError(f"model holds leaf values that are not finite: {found.group(0)[:80]}")
         try:
-            columns = _booster(self.model).num_feature()
-        except lgb.basic.LightGBMError as error:
+            columns = _booster(self.model).columns
+        except ConfigError as error:
             raise ValueError(f"model is not LightGBM's text: {error}") from None
         if columns != self.members + 1:
             raise ValueError(f"model reads {columns} columns, expected {self.members + 1}: the members and the length")
@@ -117,7 +117,7 @@ class Boosted(Config):
         for first in range(0, len(p), MANY_ROWS):
             columns = tree_columns(p[first : first + MANY_ROWS], length[first : first + MANY_ROWS])
             threads = 0 if len(p) > MANY_ROWS else 1  # 0: as many as there are
-            parts.append(np.asarray(_booster(self.model).predict(columns, num_threads=threads), np.float64))
+            parts.append(_booster(self.model).predict(columns, threads))
         return np.concatenate(parts)
 
 
@@ -239,7 +239,7 @@ def shares(combination: Weighted | Logistic | Boosted) -> list[float]:
         coefficients = np.array(combination.coefficients)
         found = np.abs(coefficients[:members] + np.log1p(50.0) * coefficients[members + 1 :])
     else:
-        found = np.asarray(_booster(combination.model).feature_importance("gain"), np.float64)[:members]
+        found = _booster(combination.model).importance("gain")[:members]
     return (found / found.sum() if found.sum() > 0 else np.full(members, 1.0 / members)).tolist()
 
 
@@ -257,5 +257,5 @@ def _added(columns: Floats, weights: Floats) -> Floats:
 
 
 @lru_cache(maxsize=8)
-def _booster(model: str) -> lgb.Booster:
-    return lgb.Booster(model_str=model)
+def _booster(model: str) -> Trees:
+    return Trees(model)

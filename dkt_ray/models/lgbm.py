@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
-import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
@@ -21,6 +20,7 @@ from dkt_ray.errors import ConfigError
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.student import FEATURE
 from dkt_ray.models.base import Between, Model, ModelConfig, Probabilities, Space
+from dkt_ray.models.trees import Kind, Said, Trees
 
 SCORE_ROWS: Final = 1 << 16  # whose matrix is made at one time
 CONCEPT: Final = "concept"  # the id column of a question's first concept
@@ -157,7 +157,7 @@ class LightGBM(Model):
 
     config: LightGBMConfig
 
-    def __init__(self, config: LightGBMConfig, booster: lgb.Booster, encoder: Sequence[str]) -> None:
+    def __init__(self, config: LightGBMConfig, booster: Trees, encoder: Sequence[str]) -> None:
         """Wrap a booster.
 
         Args:
@@ -175,7 +175,7 @@ class LightGBM(Model):
 
     def logits(self, rows: Rows) -> Floats:
         """Log-odds of a right answer, [N]: the sum of each row's `contributions`."""
-        parts = [self._predict(matrix, raw_score=True) for matrix in self._matrices(rows)]
+        parts = [self._predict(matrix, "log-odds") for matrix in self._matrices(rows)]
         return np.concatenate([np.empty(0, np.float64), *parts])
 
     def contributions(self, rows: Rows) -> Floats:
@@ -184,18 +184,18 @@ class LightGBM(Model):
         Exact values by TreeSHAP (Lundberg et al. 2020, From local explanations to global understanding with explainable
         AI for trees, algorithm 2), as LightGBM computes them; columns are those of `columns.names`.
         """
-        parts = [self._predict(matrix, pred_contrib=True) for matrix in self._matrices(rows)]
+        parts = [self._predict(matrix, "contributions") for matrix in self._matrices(rows)]
         return np.concatenate([np.empty((0, len(self.columns.names) + 1), np.float64), *parts])
 
-    def importance(self, kind: Literal["gain", "split"] = "gain") -> dict[str, float]:
+    def importance(self, kind: Kind = "gain") -> dict[str, float]:
         """Share of each column in the gain (what its splits took from the loss) or in the number of splits."""
-        values = self.booster.feature_importance(kind).astype(np.float64)
+        values = self.booster.importance(kind)
         shares = values / max(float(values.sum()), 1e-300)
         return dict(zip(self.columns.names, shares.tolist(), strict=True))
 
     def save(self, folder: Path) -> None:
         """Write `booster.txt`, `config.json` and `encoder.json` (the numeric columns of the fit)."""
-        (folder / "booster.txt").write_text(self.booster.model_to_string(), encoding="utf-8")
+        (folder / "booster.txt").write_text(self.booster.text, encoding="utf-8")
         (folder / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "encoder.json").write_text(json.dumps(self.fitted_on, indent=2) + "\n", encoding="utf-8")
 
@@ -203,15 +203,15 @@ class LightGBM(Model):
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote."""
         config, encoder = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "encoder.json"))
-        booster = lgb.Booster(model_str=(folder / "booster.txt").read_text(encoding="utf-8"))
+        booster = Trees((folder / "booster.txt").read_text(encoding="utf-8"))
         return cls(build(LightGBMConfig, config), booster, encoder)
 
     def _matrices(self, rows: Rows) -> Iterator[npt.NDArray[np.float32]]:
         for start in range(0, rows.rows, SCORE_ROWS):
             yield self.columns.read(rows, slice(start, start + SCORE_ROWS))
 
-    def _predict(self, matrix: npt.NDArray[np.float32], **what: bool) -> Floats:
-        return np.asarray(self.booster.predict(matrix, num_threads=self.config.threads, **what), np.float64)
+    def _predict(self, matrix: npt.NDArray[np.float32], say: Said = "probability") -> Floats:
+        return self.booster.predict(matrix, self.config.threads, say)
 
 
 def _ids(rows: Rows, name: str) -> Int32:

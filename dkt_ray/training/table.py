@@ -18,6 +18,7 @@ from dkt_ray.errors import TrainingError
 from dkt_ray.features.batch import Rows
 from dkt_ray.models.base import ModelConfig
 from dkt_ray.models.lgbm import Columns, LightGBM, LightGBMConfig
+from dkt_ray.models.trees import Trees
 from dkt_ray.training.progress import FitResult, Progress, Report, TrainingData, improves, scored
 from dkt_ray.training.resources import short_of_memory
 
@@ -96,7 +97,7 @@ def _fit(
             break
     assert best is not None
     text = booster.model_to_string(num_iteration=best.iteration)
-    return FitResult(family(config, lgb.Booster(model_str=text), columns.encoder), best.iteration, best.auc, curve)
+    return FitResult(family(config, Trees(text), columns.encoder), best.iteration, best.auc, curve)
 
 
 def dataset(

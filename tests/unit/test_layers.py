@@ -45,6 +45,7 @@ SHARED_BY_MODELS = {
     "dkt_ray.models.lookup",
     "dkt_ray.models.network",
     "dkt_ray.models.optimization",
+    "dkt_ray.models.trees",
     "dkt_ray.models.visible",
     "dkt_ray.models.catalog",
 }
@@ -118,7 +119,7 @@ def test_importing_has_no_side_effects(tmp_path):
         ),
         (  # a replica: what only training, pages and pipelines use
             "dkt_ray.serving.replica",
-            ("gradio", "optuna", "plotly", "tensorboardX", "dkt_ray.pipelines", "dkt_ray.training"),
+            ("gradio", "lightgbm", "optuna", "plotly", "sklearn", "dkt_ray.pipelines", "dkt_ray.training"),
         ),
     ],
 )

@@ -41,7 +41,7 @@ def test_it_stops_early_and_keeps_the_best_rounds(data):
     best = max(reports, key=lambda progress: progress.auc)
     assert (result.best_iteration, result.auc) == (best.iteration, best.auc)
     assert reports[-1].iteration - best.iteration == 30
-    assert result.model.booster.num_trees() == result.best_iteration
+    assert result.model.booster.rounds == result.best_iteration
     losses = [progress.loss for progress in reports]
     assert losses == sorted(losses, reverse=True)
 
@@ -58,7 +58,7 @@ def test_the_reported_auc_is_that_of_the_counted_validation_rows(data):
 def test_a_fixed_number_of_rounds_is_kept_whole(data):
     result = train(data, iterations=33, report_rounds=25, patience=1)
     assert [progress.iteration for progress in result.curve] == [25, 33]
-    assert result.best_iteration == result.model.booster.num_trees() == 33
+    assert result.best_iteration == result.model.booster.rounds == 33
     alone = train(TrainingData(data.train, None, data.state), rounds=30)
     assert alone.best_iteration == 30
     assert alone.auc is None
@@ -247,7 +247,7 @@ def test_streamed_rows_give_the_trees_of_the_whole_matrix(data, bin_rows, catego
     some = TrainingData(train_rows, None, data.state)
     config = LightGBMConfig(**SMALL, bin_rows=bin_rows, columns=("test", "lag"), categorical=categorical)
     streamed = table.train(LightGBM, config, some, iterations=15).model
-    assert streamed.booster.model_to_string() == in_memory(some, config, 15).model_to_string()
+    assert streamed.booster.text == in_memory(some, config, 15).model_to_string()
 
 
 def test_the_matrix_of_all_rows_never_exists(data, tmp_path):
@@ -269,7 +269,7 @@ def test_the_matrix_of_all_rows_never_exists(data, tmp_path):
     few = table.train(LightGBM, config, TrainingData(many, None, data.state), iterations=2).model
     loaded = TrainingData(dataclasses.replace(many, numbers=np.array(many.numbers)), None, data.state)
     same = table.train(LightGBM, config, loaded, iterations=2).model
-    assert few.booster.model_to_string() == same.booster.model_to_string()
+    assert few.booster.text == same.booster.text
 
 
 def repeated(rows: Rows, times: int) -> Rows:
