@@ -11,14 +11,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -37,8 +32,7 @@ SILENT_S: Final = 20  # after which a server that says nothing is given up
 CONNECTIONS: Final = 8  # of a process that stay open; twice as many at a peak
 AT_ONCE: Final = 400  # values of one IN list
 
-_WRITER: Final = 0x646B7401  # numbers of PostgreSQL's advisory locks
-_MIGRATION: Final = 0x646B7402
+_WRITER: Final = 0x646B7401  # number of PostgreSQL's advisory lock; `upgrade` has the next one
 _WRITES: Final = "dkt_writes"  # execution option of a connection that will write
 
 T = TypeVar("T")
@@ -117,9 +111,11 @@ def open_engine(url: str, now: bool = True) -> Engine:
         backend == "sqlite" and _parsed(url).database in (None, "", ":memory:")
     ):
         raise ConfigError("events: expected a url, sqlite:////PATH or postgresql+psycopg://HOST/DATABASE")
+    from dkt_ray.events.upgrade import upgrade  # alembic, which a replica without a database goes without
+
     engine = _engine(url)
     try:
-        retried(lambda: _migrate(engine))
+        retried(lambda: upgrade(engine))
     except UnavailableError as error:
         engine.dispose()
         if now:
@@ -262,45 +258,6 @@ def retried(attempt: Callable[[], T]) -> T:
 def _reason(error: Exception | None) -> str:
     """The database's own words, first line; no statement and no values."""
     return str(getattr(error, "orig", None) or error).partition("\n")[0]
-
-
-def _migrate(engine: Engine) -> None:
-    with engine.connect() as connection:
-        if _revision(connection) == _newest():
-            return
-    with writing(engine, _MIGRATION) as connection:
-        found = _revision(connection)
-        if found is not None and found not in _known():
-            raise ConfigError(
-                f"events: a newer version of dkt-ray made the tables (revision {found}); upgrade this one"
-            )
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index over many events takes its time
-        scripts = ScriptDirectory(str(_SCRIPTS))
-
-        def upgrades(revision: Any, context: object) -> Any:
-            return scripts._upgrade_revs("head", revision)
-
-        with EnvironmentContext(Config(), scripts, fn=upgrades) as environment:
-            environment.configure(connection=connection)
-            environment.run_migrations()
-
-
-def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-_SCRIPTS: Final = Path(__file__).parent / "migrations"
-
-
-@cache
-def _newest() -> str | None:
-    return ScriptDirectory(str(_SCRIPTS)).get_current_head()
-
-
-@cache
-def _known() -> frozenset[str]:
-    return frozenset(script.revision for script in ScriptDirectory(str(_SCRIPTS)).walk_revisions())
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:

@@ -119,7 +119,7 @@ def test_importing_has_no_side_effects(tmp_path):
         ),
         (  # a replica: what only training, pages and pipelines use
             "dkt_ray.serving.replica",
-            ("gradio", "lightgbm", "optuna", "plotly", "sklearn", "dkt_ray.pipelines", "dkt_ray.training"),
+            ("alembic", "gradio", "lightgbm", "optuna", "plotly", "sklearn", "dkt_ray.pipelines", "dkt_ray.training"),
         ),
     ],
 )
