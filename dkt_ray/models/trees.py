@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import weakref
 from ctypes import byref, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
-from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -105,7 +106,10 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def _library() -> ctypes.CDLL:
-    [path] = [file.locate() for file in metadata.files("lightgbm") or () if file.stem == "lib_lightgbm"]
+    package = find_spec("lightgbm")  # looked for, not imported
+    assert package is not None
+    assert package.origin is not None
+    path = next(Path(package.origin).parent.rglob("lib_lightgbm.*"))
     library = ctypes.CDLL(str(path))
     library.LGBM_GetLastError.restype = c_char_p
     return library
