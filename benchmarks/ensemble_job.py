@@ -80,7 +80,8 @@ def _step(url: str, members: int, trials: int, samples: int) -> dict[str, Any]:
     config = build(CombineConfig, {"tune_trials": trials})
     given = ray.get(shared)
     alone = member_contenders(shared, given.names)
-    begun = begin_measuring(answers, alone, how, max(1, cpus() - 1))  # one is for what combines them
+    free = cpus() - 1  # one is for what combines them
+    begun = begin_measuring(answers, alone.values() if free else (), how, free)
     combined = combine(config, given)
     seconds["combine"] = time.perf_counter() - started - sum(seconds.values())
     contenders = {"ensemble": Contender("ensemble", combined.calibrated)}

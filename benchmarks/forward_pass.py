@@ -25,8 +25,8 @@ from benchmarks.serving_requests import Body, Students, queries, small_bundle
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.network import Network
 from dkt_ray.registry import bundle as bundles
-from dkt_ray.registry.cache import local_copy, resolve
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.cache import local_copy
+from dkt_ray.registry.store import Registry, resolve
 from dkt_ray.storage import open_store
 
 EVENTS: Final = 340

@@ -43,7 +43,7 @@ class Trees:
     def __init__(self, text: str) -> None:
         rounds, handle, columns = c_int(), c_void_p(), c_int()
         _call("LGBM_BoosterLoadModelFromString", c_char_p(text.encode()), byref(rounds), byref(handle))
-        weakref.finalize(self, _call, "LGBM_BoosterFree", handle)
+        weakref.finalize(self, _call, "LGBM_BoosterFree", handle).atexit = False  # a thread may still be scoring then
         _call("LGBM_BoosterGetNumFeature", handle, byref(columns))
         self.text: Final = text
         self.rounds: Final = rounds.value
@@ -67,7 +67,7 @@ class Trees:
         Raises:
             ConfigError: the trees read another number of columns, or tell more than two classes apart.
         """
-        matrix = np.ascontiguousarray(matrix)
+        matrix = np.ascontiguousarray(matrix, None if matrix.dtype in _TYPE else np.float64)
         rows, columns = matrix.shape
         shape = (rows, self.columns + 1) if say == "contributions" else (rows,)
         which, found = c_int(_SAID[say]), c_int64()

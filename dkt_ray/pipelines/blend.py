@@ -121,7 +121,8 @@ def _measure(
     base, evaluation, histories, answers, baselines, shared = _material(dataset, folder, facts)
     how, members = Settings(config.samples, config.seed, config.last_answers), ray.get(shared)
     alone = member_contenders(shared, members.names)
-    begun = begin_measuring(answers, alone, how, max(1, cpus() - 1))  # one is for what combines them
+    free = cpus() - 1  # one is for what combines them
+    begun = begin_measuring(answers, alone.values() if free else (), how, free)
     combined = combine(config, members)
     contenders = {"ensemble": Contender("ensemble", combined.calibrated)}
     contenders |= way_contenders(combined.ways, shared) | alone

@@ -190,7 +190,7 @@ def correlation(
         off = np.stack([column[chosen[first : first + _AT_ONCE]] for column in columns]) - mean
         products += off @ off.T
     spread = np.sqrt(np.diag(products))
-    matrix = np.clip(products / np.outer(spread, spread), -1.0, 1.0)
+    matrix = np.clip(products / spread[:, None] / spread, -1.0, 1.0)
     return {a: {b: float(matrix[i, j]) for j, b in enumerate(members)} for i, a in enumerate(members)}
 
 

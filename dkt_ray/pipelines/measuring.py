@@ -5,7 +5,8 @@ Members lie once in the object store. This module imports little: a worker loads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,17 +48,19 @@ def _ranks(members: Members) -> Floats:
 
 
 def begin_measuring(
-    answers: Answers, contenders: Mapping[str, Contender], how: Settings, at_once: int
-) -> dict[str, ray.ObjectRef[Measured]]:
+    answers: Answers, contenders: Iterable[Contender], how: Settings, at_once: int
+) -> dict[Contender, ray.ObjectRef[Measured]]:
     """The figures of contenders, under way in Ray workers.
 
     Args:
         at_once: how many; the rest wait for these, whoever else has a CPU to spare.
     """
-    measure, rows, begun = ray.remote(_figures), ray.put(answers), list[Any]([None] * at_once)
-    for contender in contenders.values():
-        begun.append(measure.remote(rows, contender, how, begun[-at_once]))
-    return dict(zip(contenders, begun[at_once:], strict=True))
+    measure, rows, begun = ray.remote(_figures), ray.put(answers), dict[Contender, ray.ObjectRef[Measured]]()
+    after = deque[Any]([None] * at_once, maxlen=at_once)
+    for contender in contenders:
+        begun[contender] = measure.remote(rows, contender, how, after[0])
+        after.append(begun[contender])
+    return begun
 
 
 def _figures(answers: Answers, contender: Contender, how: Settings, after: Measured | None) -> Measured:
@@ -73,11 +76,12 @@ def measure_in_parallel(
     answers: Answers,
     contenders: Mapping[str, Contender],
     how: Settings,
-    begun: Mapping[str, ray.ObjectRef[Measured]],
+    begun: Mapping[Contender, ray.ObjectRef[Measured]],
 ) -> dict[str, Measured]:
     """The figures of every contender, of which some are `begun`, a Ray task each."""
-    rest = {name: contender for name, contender in contenders.items() if name not in begun}
-    waiting = {task: name for name, task in {**begun, **begin_measuring(answers, rest, how, cpus())}.items()}
+    rest = [contender for contender in contenders.values() if contender not in begun]
+    tasks = {**begun, **begin_measuring(answers, rest, how, cpus())}
+    waiting = {tasks[contender]: name for name, contender in contenders.items()}
     models = {}
     with progress("measure models", len(contenders)) as lines:
         while waiting:

@@ -1,4 +1,4 @@
-"""A local Arrow file system whose files appear whole or not at all, for a library that writes them itself."""
+"""A local Arrow file system for a library that writes files itself: a killed writer leaves what was there before."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from dkt_ray.storage.atomic import PRIVATE
 def whole(filesystem: pafs.FileSystem) -> pafs.FileSystem:
     """The file system itself where a write is whole by nature (object stores), else one that writes beside and renames.
 
-    What a killed writer leaves is a file whose name begins with `PRIVATE`, and the older file under the name.
+    What a killed writer leaves is a file whose name begins with `PRIVATE`, and the older file under the name; so does a
+    write that fails. (A writer that gives up for another reason closes what it has: Arrow does not say which it was.)
     """
     return pafs.PyFileSystem(_Whole()) if isinstance(filesystem, pafs.LocalFileSystem) else filesystem
 
 
-class _Whole(pafs.FSSpecHandler):  # type: ignore[misc]  # Arrow has no types here
+class _Whole(pafs.FSSpecHandler):  # type: ignore[misc]  # Arrow has no types here; Ray Tune's books name this class
     def __init__(self, fs: LocalFileSystem | None = None) -> None:
         super().__init__(fs or LocalFileSystem())
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +90,11 @@ def test_a_planted_window_is_found(rows, mine, name):
     other.windows[name] = other.windows[name]._replace(stop=stop)
     with pytest.raises(DktError, match=f"windows of {name} differ"):
         core.verify(mine, other)
+
+
+@pytest.mark.parametrize("path", sorted(Path("benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_it_imports_what_there_is(path):
+    import_module(f"benchmarks.{path.stem}")
 
 
 def test_the_rows_are_the_simulated_ones(rows):

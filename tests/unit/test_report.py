@@ -126,6 +126,9 @@ def test_calibration_and_correlation():
     found = figures.correlation({"a": p, "b": 1 - p})
     assert found["a"] == pytest.approx({"a": 1.0, "b": -1.0})
     assert figures.correlation({"a": p}) == {"a": {"a": pytest.approx(1.0)}}
+    several, kept = RNG.random((3, 50)), RNG.random(50) < 0.5
+    found = figures.correlation(dict(zip("abc", several, strict=True)), kept)
+    np.testing.assert_allclose([[*row.values()] for row in found.values()], np.corrcoef(several[:, kept]), rtol=1e-12)
 
 
 def test_the_page_is_self_contained():
