@@ -1,8 +1,9 @@
 """Serving figures side by side: our endpoint, BentoML around the same predictor, and the bare predictor in a loop.
 
-The load generator runs in a process of its own, pinned to one core, which the servers may use too; the servers take
-turns, each alone on the machine, and medians are told. Every answer is compared with the predictor's own. The last line
-of output is one JSON object; docs/benchmarks.md explains it.
+The load generator runs in a process of its own, pinned to one core, which the servers may use too. All servers are
+started first and take turns of seconds, in which the others' processes are stopped (SIGSTOP): a machine's speed changes
+from minute to minute, and an idle server takes some of it. Medians are told. Every answer is compared with the
+predictor's own. The last line of output is one JSON object; docs/benchmarks.md explains it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +42,7 @@ WAYS: Final = ("proxy", "haproxy")
 SHAPES: Final = ((340, 1), (340, 100), (2000, 1), (2000, 100))  # events, targets
 WARM: Final = 0.2  # share of a turn at whose start nothing is counted
 BARE: Final = "bare"
-PEER: Final = "bentoml"
-Side = Callable[[], AbstractContextManager[list[Server]]]
+T = TypeVar("T")
 
 
 class Asked(NamedTuple):
@@ -57,15 +57,6 @@ class Asked(NamedTuple):
         """With the answers of the bare predictor."""
         asked = queries(bodies)
         return cls(bodies, asked, {predictor.version: [each.probability for each in predictor.answer(asked)]})
-
-
-class Found(NamedTuple):
-    """What the turns gave, by server."""
-
-    closed: dict[str, dict[str, Any]]  # by connections, medians; of the bare predictor too
-    homes: dict[str, Side]  # what starts it
-    idle: dict[str, float]
-    memory: dict[str, int]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,61 +81,86 @@ def measure(
 ) -> dict[str, Any]:
     """All figures; see the head of this file."""
     asked = Asked.of(students.bodies(options.bodies), predictor)
-    settings = {"cache": str(bundle.parent), "min_replicas": options.replicas, "max_replicas": options.replicas}
-    mine = [partial(ours, way, store, predictor.version, **settings) for way in options.ways]
-    peers = [partial(bentoml, options.bentoml, bundle, workers) for workers in ((1, 2) if options.bentoml else ())]
-    found = _in_turns([*mine, *peers], predictor, asked, options)
-    closed, best = found.closed, {c: _best(found.closed, c) for c in CONNECTIONS}
-    ways = [name for name in found.homes if not name.startswith(PEER)]
-    opened, shapes, many = {}, {}, None
-    for name in filter(None, (best[MOST], ways[-1])):
-        with found.homes[name]() as servers:
-            server = next(each for each in servers if each.name == name)
-            _turn(server, asked, options.seconds, connections=MOST)
-            opened[name] = _turn(server, asked, options.seconds, rate=_rate(closed, name) / 2)
-            if name == ways[-1]:
-                shapes = _shapes(server, predictor, students, options)
-                many = _http_ms(server, predictor, students.long(340, 10_000), 3)
+    with ExitStack() as running:
+        settings = {"cache": str(bundle.parent), "min_replicas": options.replicas, "max_replicas": options.replicas}
+        all_mine = [running.enter_context(ours(way, store, predictor.version, **settings)) for way in options.ways]
+        ways, mine, peers = [server.name for server in all_mine], all_mine[-1], list[Server]()
+        for workers in (1, 2) if options.bentoml else ():
+            peers += running.enter_context(bentoml(options.bentoml, bundle, workers))
+        servers = [*all_mine, *peers]
+        turns = _alternating(all_mine, peers)
+        closed = _closed(turns, predictor, asked, options)
+        best = {c: _best(closed, c) for c in CONNECTIONS}
+        opened = {
+            server.name: _alone(
+                servers, server, partial(_turn, server, asked, options.seconds, rate=_rate(closed, server.name) / 2)
+            )
+            for server in servers
+            if server.name in (mine.name, best[MOST])
+        }
+        idle = {server.name: _alone(servers, server, partial(_idle_cpu, server, options.seconds)) for server in turns}
+        memory = {server.name: round(server.held() / MIB) for server in servers}
+        for server in servers:  # for longer than a stopped Serve is well after
+            if server.process != mine.process:
+                running.callback(server.go_on)
+                server.stop()
+        shapes = _shapes(mine, predictor, students, options)
+        many = _http_ms(mine, predictor, students.long(340, 10_000), 3)
     each_way = {name: {f"c{c}": _ratios(closed, name, best[c], c) for c in CONNECTIONS} for name in ways}
     return {
-        "ours": ways[-1],
+        "ours": mine.name,
         "replicas": options.replicas,
-        "vs_bentoml": each_way[ways[-1]] if best[MOST] else None,
+        "vs_bentoml": each_way[mine.name] if best[MOST] else None,
         "vs_bentoml_each_way": each_way if best[MOST] else None,
-        "of_bare_c32": _ratio(closed[ways[-1]], closed[BARE], MOST, "per_s") if options.replicas == 1 else None,
+        "of_bare_c32": _ratio(closed[mine.name], closed[BARE], MOST, "per_s") if options.replicas == 1 else None,
         **_targets(predictor, students, options.singles),
         "targets_10000_http_ms": many,
         "events": serving_requests.lengths(asked.bodies),
         "closed": closed,
         "open_at_half": opened,
         "shapes": shapes,
-        "memory_mib": found.memory,
-        "idle_cpu": found.idle,
+        "memory_mib": memory,
+        "idle_cpu": idle,
         "missing": [] if options.bentoml else ["BentoML: give the interpreter of its venv with --bentoml"],
     }
 
 
-def _in_turns(sides: Sequence[Side], predictor: Predictor, asked: Asked, options: argparse.Namespace) -> Found:
-    """Every side alone on the machine, one after another, as often as there are turns."""
-    taken: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    found = Found({}, {}, {}, {})
-    for _ in range(options.turns):
-        for side in sides:
-            with side() as servers:
-                for server in servers:
-                    found.homes[server.name] = side
-                    found.idle[server.name] = _idle_cpu(server, options.seconds)
-                    _turn(server, asked, options.seconds, connections=MOST)  # warms it up
-                    for connections in CONNECTIONS:
-                        turn = _turn(server, asked, options.seconds, connections=connections)
-                        taken.setdefault(server.name, {}).setdefault(connections, []).append(turn)
-                    found.memory[server.name] = round(server.held() / MIB)
-        for connections in CONNECTIONS:
-            turn = _bare(predictor, asked.queries, connections, options.seconds)
-            taken.setdefault(BARE, {}).setdefault(connections, []).append(turn)
-    for name, turns in taken.items():
-        found.closed[name] = {f"c{connections}": _medians(several) for connections, several in turns.items()}
+def _closed(
+    servers: Sequence[Server], predictor: Predictor, asked: Asked, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Side -> connections -> medians over the turns, which the sides take one after another."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in [*dict.fromkeys(server.name for server in servers), BARE]}
+    for connections in CONNECTIONS:
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
+        for _ in range(options.turns):
+            for server in servers:
+                turn = partial(_turn, server, asked, options.seconds, connections=connections)
+                turns[server.name].append(_alone(servers, server, turn))
+            bare = partial(_bare, predictor, asked.queries, connections, options.seconds)
+            turns[BARE].append(_alone(servers, None, bare))
+        for name, several in turns.items():
+            found[name][f"c{connections}"] = _medians(several)
     return found
+
+
+def _alternating(mine: Sequence[Server], peers: Sequence[Server]) -> list[Server]:
+    """Each peer after one of ours: Serve takes one that was stopped for 20 s for dead."""
+    if not peers:
+        return list(mine)
+    return [server for number, peer in enumerate(peers) for server in (mine[number % len(mine)], peer)]
+
+
+def _alone(servers: Sequence[Server], server: Server | None, measure: Callable[[], T]) -> T:
+    """What is measured of a server, or of this process, while the others are stopped."""
+    busy = {os.getpid()} if server is None else {os.getpid(), server.process.pid}
+    others = {other.process.pid: other for other in servers if other.process.pid not in busy}
+    for other in others.values():
+        other.stop()
+    try:
+        return measure()
+    finally:
+        for other in others.values():
+            other.go_on()
 
 
 def _turn(server: Server, asked: Asked, seconds: float, **loop: float) -> dict[str, Any]:
@@ -191,7 +207,7 @@ def _rate(closed: Mapping[str, Mapping[str, Any]], name: str) -> float:
 
 def _best(closed: Mapping[str, Mapping[str, Any]], connections: int) -> str | None:
     """BentoML's setting that answers most at this number of connections; None where it was not measured."""
-    peers = [name for name in closed if name.startswith(PEER)]
+    peers = [name for name in closed if name.startswith("bentoml")]
     return max(peers, key=lambda name: closed[name][f"c{connections}"]["per_s"], default=None)
 
 

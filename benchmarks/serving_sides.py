@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +72,26 @@ class Server:
                 total += process.memory_full_info().pss
         return total
 
+    def stop(self) -> None:
+        """Let its processes stand still (SIGSTOP)."""
+        self._each(psutil.Process.suspend)
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        self._each(psutil.Process.resume)
+
+    def _each(self, do: Callable[[psutil.Process], None]) -> None:
+        for process in self.tree():
+            with suppress(psutil.Error):
+                do(process)
+
     def tree(self) -> list[psutil.Process]:
         """Its processes."""
         return [self.process, *self.process.children(recursive=True)]
 
 
 @contextmanager
-def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[list[Server]]:
+def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[Server]:
     """The `api` application with its default settings, but for `replicas`.
 
     Args:
@@ -90,7 +103,7 @@ def ours(way: str, store: str, digest: str, **replicas: Any) -> Iterator[list[Se
     try:
         with _started(command, session.haproxy(Path(folder)) if way == "haproxy" else {}) as process:
             _wait_until_ready(process, port)
-            yield [Server(f"ours, {way}", psutil.Process(process.pid), port)]
+            yield Server(f"ours, {way}", psutil.Process(process.pid), port)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -81,7 +81,7 @@ def test_http_the_job_and_the_predictor_give_one_answer(world):
 def test_the_benchmark_tells_every_figure_that_is_asked_for(world, tmp_path, monkeypatch, capsys):
     """Against the service that runs here, in place of one of its own."""
     here = Server("ours, proxy", psutil.Process(), world.port)
-    monkeypatch.setattr(serving, "ours", lambda *args, **settings: nullcontext([here]))
+    monkeypatch.setattr(serving, "ours", lambda *args, **settings: nullcontext(here))
     log = write_log(tmp_path / "log.csv", bundles.simulate(users=10))
     serving.main(["--quick", "--store", world.store, "--bundle", world.alias(), "--data", str(log)])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
