@@ -1,6 +1,7 @@
 """Fifteen ways in which a bundle can be bad though its manifest agrees with its files: its own check must catch it.
 
-Each is made of any good bundle that has a booster and a network among its members.
+Each is made of any good bundle that has a booster and a network among its members. And one bundle (`failing_network`)
+whose fault no check can know of: what the running service must bear.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.features.encoder import EncoderState
 from dkt_ray.registry import bundle, golden
 from dkt_ray.registry.clean_process import MIB
+from tests import bundles
 
 BOOSTER, WEIGHTS = "booster.txt", "weights.safetensors"
 LARGE_MIB, SLOW_MS = 64, 50  # a good bundle needs less
@@ -46,6 +48,28 @@ def edit(path: Path, change: Callable[[Any], Any]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+def failing_network(folder: Path, question: str) -> str:
+    """Build a bundle of three members that no check can refuse, and give its digest.
+
+    Its `network` (0.3; the others are `lightgbm`, 0.5, and `second`, 0.2) answers NaN where one question is asked or
+    was answered, which no golden request has.
+    """
+    one, two = (bundles.save_members(folder.with_name(f"{folder.name}_members{seed}"), seed) for seed in (0, 1))
+    members = {"lightgbm": one["lightgbm"], "second": two["lightgbm"], "network": one["lstm_attention"]}
+    bundles.build(folder, members, {"lightgbm": 0.5, "second": 0.2, "network": 0.3})
+    known, path = bundles.world().state.vocabularies["question"], folder / "members/network" / WEIGHTS
+    tensors = load_file(path)
+    row = tensors["inputs.embed.tables.question.weight"][known[question]]
+    largest = np.finfo(row.dtype).max  # finite, but what the first layer adds up is not
+    row[:] = np.copysign(largest, tensors["inputs.target_row.ids.weight"][0, : len(row)])
+    save_file(tensors, path)
+    asked, another = folder / golden.FILE, next(name for name in known if name != question)
+    asked.write_text(asked.read_text().replace(json.dumps(question), json.dumps(another)))
+    answer_anew(folder)
+    seal(folder)
+    return bundle.digest_of(folder)
 
 
 def seal(folder: Path) -> None:

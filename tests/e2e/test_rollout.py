@@ -24,11 +24,15 @@ from dkt_ray.registry.bundle import verify
 from dkt_ray.registry.clean_process import Footprint
 from dkt_ray.registry.store import Registry
 from dkt_ray.serving.predictor import Predictor
+from dkt_ray.serving.series import SHORT
 from dkt_ray.storage import open_store
 from tests import bundles, datasets, runs
+from tests.bad_bundles import failing_network
 
 COST = Footprint(resident_mib=500.0, latency_ms=5.0)
 PATIENT = {"latency_slack_ms": 60_000, "disagreement": 1}  # this machine may be busy
+NOT_SLOWER = {"latency_factor": 1e-6, "latency_slack_ms": 0}
+CROSSED = {"errors": {}, "latency": NOT_SLOWER, "disagreement": {"disagreement": 0}}
 REPLICAS = {"num_cpus": 0.25, "min_replicas": 1, "max_replicas": 1, "graceful_shutdown_s": 5.0}
 
 
@@ -41,15 +45,14 @@ class World:
         self.cache = str(folder / "cache")
         known = bundles.world().state.questions["question"].to_pylist()
         self.body = {"history": [{"question": known[0], "correct": 1}], "targets": known[:3]}
-        query = Query(question=[known[0]], correct=[1], target=known[:3])
+        self.query = Query(question=[known[0]], correct=[1], target=known[:3])
         self.expected = {}
         for seed, share in enumerate((0.6, 0.1)):
             members = bundles.save_members(folder / f"members{seed}", seed)
             weights = {"lightgbm": share, "lstm_attention": 1 - share}
             digest = bundles.build(folder / f"bundle{seed}", members, weights)
             self.registry.publish(folder / f"bundle{seed}", digest)
-            oracle = Predictor.load(folder / f"bundle{seed}", digest)
-            self.expected[digest] = oracle.answer([query])[0].probability
+            self.expected[digest] = Predictor.load(folder / f"bundle{seed}").answer([self.query])[0].probability
         log = runs.write_log(folder / "log.csv", bundles.simulate())
         data = {"folds": 2, "buckets": 2, "test_fraction": 0.4}  # its test users judge
         datasets.run(log, self.store, data=data, encoder={"min_count": 2}, dataset="tiny")
@@ -170,6 +173,16 @@ def world(ray_cluster, tmp_path_factory):
     serve.shutdown()
 
 
+@pytest.fixture(scope="module")
+def failing(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("failing") / "bundle"
+    digest = failing_network(folder, world.body["targets"][-1])
+    world.registry.publish(folder, digest)
+    others = Predictor.load(folder, digest).answer([world.query])[0].members
+    world.expected[digest] = (0.5 * others["lightgbm"] + 0.2 * others["second"]) / 0.7
+    return digest
+
+
 @pytest.fixture
 def start(world):
     """The champion, whichever it is, and the other bundle; nothing is half done."""
@@ -269,6 +282,23 @@ def test_a_rollback_takes_the_place_of_what_serves_where_no_further_replica_has_
     assert world.serves(other)
 
 
+def test_a_member_that_fails_at_run_time_is_left_out_of_that_answer(world, start, failing):
+    world.roll_out(failing)
+    with httpx.Client(base_url=world.url, timeout=30, trust_env=False) as client:
+        found, whole = (
+            client.post("/v1/predict", json=world.body | {"targets": targets, "explain": True}).json()
+            for targets in (world.body["targets"], world.body["targets"][:1])
+        )
+        counted = f'dkt_left_out_total{{bundle="{failing[:SHORT]}",member="network",why="value"}} 1.0'
+        assert counted in client.get("/metrics").text
+    assert (found["model_version"], found["degraded"], found["left_out"]) == (failing, True, ["network"])
+    assert found["weights"] == pytest.approx({"lightgbm": 5 / 7, "second": 2 / 7})
+    assert (whole["degraded"], set(whole["weights"])) == (False, {"lightgbm", "second", "network"})
+    assert world.ask() == failing  # and its probabilities are those of the others
+    world.roll_back()
+    assert world.serves(start[0])
+
+
 def test_a_shadow_is_unseen_and_a_canary_asks_the_challenger_for_its_share_of_the_students(world, start):
     from dkt_ray.serving.traffic import place
 
@@ -294,14 +324,14 @@ def test_a_shadow_is_unseen_and_a_canary_asks_the_challenger_for_its_share_of_th
     assert world.serves(other)
 
 
-@pytest.mark.parametrize("how", ["disagreement", "stop", "kill -9"])
-def test_a_canary_that_is_bad_or_stopped_or_killed_leaves_the_champion(world, start, how):
-    champion, other = start
+@pytest.mark.parametrize("how", [*CROSSED, "stop", "kill -9"])
+def test_a_canary_that_is_bad_or_stopped_or_killed_leaves_the_champion(world, start, how, failing):
+    champion, other = start[0], failing if how == "errors" else start[1]
     trial = {"shares": [0.5], "step_requests": 10**6, "step_s": 600, "compared": 1, "limits": PATIENT}
     with Load(world) as load:
-        if how == "disagreement":
-            with pytest.raises(RolloutError, match=rf"canary at 50%: disagreement: .*{champion}, serves"):
-                world.roll_out(other, trial=trial | {"limits": PATIENT | {"disagreement": 0}})
+        if how in CROSSED:
+            with pytest.raises(RolloutError, match=rf"canary at 50%: {how}: .*{champion}, serves"):
+                world.roll_out(other, trial=trial | {"limits": PATIENT | CROSSED[how]})
         else:
             attempt = another_process if how == "kill -9" else another_thread
             end, outcome = attempt(world, other, trial)
