@@ -1,5 +1,7 @@
 """The set-up and start commands of cluster.yaml, verbatim, on a local head and worker with token authentication.
 
+Jobs are submitted to it, and serve.yaml is deployed on it.
+
 The commands see a home of their own, whose virtual environment borrows this one's packages, so that pip finds every
 requirement satisfied; and a network of their own (a Linux network namespace) with an address for each node, so that the
 ports in the file are free. Only the two variables that cluster.yaml offers for such a trial are set, and PATH.
@@ -21,11 +23,25 @@ import psutil
 import pytest
 import yaml
 
+from dkt_ray.data.query import Query
+from dkt_ray.registry.store import Registry
+from dkt_ray.serving.predictor import Predictor
+from dkt_ray.storage import open_store
+from tests import bundles
+
 pytestmark = pytest.mark.namespace
 
 ROOT = Path(__file__).parents[2]
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 COMMAND_S = 240
+SERVE = "~/dkt-venv/bin/serve"
+ASK = """
+import json, sys
+from dkt_ray import Client
+with Client("http://127.0.0.1:8000", deadline_s=60) as client:
+    found = client.predict(json.loads(sys.argv[1]), [])
+    print(json.dumps([found.model_version, [each.probability for each in found.predictions]]))
+"""
 
 
 class Node(NamedTuple):
@@ -134,6 +150,32 @@ def test_the_dashboard_answers_on_loopback_only(head):
     assert "refused" in head.run(probe.format(HEAD)).stderr
 
 
+def test_serve_deploy_of_the_yaml_serves_the_bundle_of_the_alias(head):
+    store, members = str(head.home / "store"), bundles.save_members(head.home / "members")
+    digest = bundles.build(head.home / "bundle", members)
+    Registry(open_store(store)).publish(head.home / "bundle", digest)
+    Registry(open_store(store)).promote("champion", digest, None, "a test")
+    config = yaml.safe_load((ROOT / "serve_app/serve.yaml").read_text())
+    config["applications"] = [each for each in config["applications"] if each["name"] == "api"]
+    config["applications"][0]["args"] |= {"store": store, "cache": str(head.home / "copies")}
+    (head.home / "serve.yaml").write_text(yaml.safe_dump(config))
+    (head.home / "ask.py").write_text(ASK)
+    try:
+        _succeed(head, f"{SERVE} deploy serve.yaml", RAY_AUTH_MODE="token")
+        deadline = time.monotonic() + COMMAND_S
+        while "status: RUNNING" not in (told := head.run(f"{SERVE} status --name api", RAY_AUTH_MODE="token").stdout):
+            assert time.monotonic() < deadline, told
+            assert "FAILED" not in told, told
+        known = bundles.world().state.questions["question"].to_pylist()[:2]
+        answer = head.run(f"~/dkt-venv/bin/python ask.py '{json.dumps(known)}'")
+        assert answer.returncode == 0, answer.stderr
+        expected = Predictor.load(head.home / "bundle", digest).answer([Query([], [], known)])[0].probability
+        version, found = json.loads(answer.stdout)
+        assert (version, found) == (digest, pytest.approx(expected.tolist(), abs=1e-9))
+    finally:
+        _succeed(head, f"{SERVE} shutdown --yes", RAY_AUTH_MODE="token")
+
+
 def test_a_worker_joins_with_the_token_and_not_without(cluster, head):
     options = f"--node-ip-address={WORKER} --num-cpus=1 --object-store-memory=100000000"
     for command in cluster["worker_start_ray_commands"]:
@@ -143,7 +185,7 @@ def test_a_worker_joins_with_the_token_and_not_without(cluster, head):
         "print(sum(node['Alive'] for node in ray.nodes()), ray.cluster_resources()['CPU'])"
     )
     ask = f'~/dkt-venv/bin/python -c "{count}"'
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + COMMAND_S
     while "2 3.0" not in (answer := head.run(ask, RAY_AUTH_MODE="token", RAY_ADDRESS=f"{HEAD}:6379")).stdout:
         assert time.monotonic() < deadline, answer.stdout + answer.stderr
     stranger = head.run(ask, RAY_AUTH_MODE="disabled", RAY_ADDRESS=f"{HEAD}:6379")
@@ -174,13 +216,14 @@ def _copy_code(excluded: list[str], target: Path) -> None:
 
 
 def _borrow_packages(environment: Path) -> None:
-    """A virtual environment that sees this one's packages, with the `ray` that pip would have written."""
+    """A virtual environment that sees this one's packages, with the commands of Ray that pip would have written."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (environment / "lib" / version / "site-packages" / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    ray = environment / "bin" / "ray"
-    ray.write_text(f"#!{environment}/bin/python\nfrom ray.scripts.scripts import main\nmain()\n")
-    ray.chmod(0o755)
+    for name, start in (("ray", "ray.scripts.scripts import main"), ("serve", "ray.serve.scripts import cli as main")):
+        command = environment / "bin" / name
+        command.write_text(f"#!{environment}/bin/python\nfrom {start}\nmain()\n")
+        command.chmod(0o755)
 
 
 def _local_autoscaling() -> dict[str, Any]:
