@@ -78,6 +78,11 @@ def test_http_the_job_and_the_predictor_give_one_answer(world):
     right(scenarios.parity(world, bundles.world().histories, world.cache.parent))
 
 
+def test_of_lightgbm_they_give_the_same_bits(world, tmp_path):
+    figures = right(scenarios.parity_exact(world, bundles.world().histories, tmp_path))
+    assert (figures["tolerance"], figures["students"]) == (0, len(bundles.world().histories.users))
+
+
 def test_the_benchmark_tells_every_figure_that_is_asked_for(world, tmp_path, monkeypatch, capsys):
     """Against the service that runs here, in place of one of its own."""
     here = Server("ours, proxy", psutil.Process(), world.port)

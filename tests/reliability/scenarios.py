@@ -38,7 +38,7 @@ from tests.reliability.processes import (
     wait_until,
 )
 from tests.reliability.user import User
-from tests.reliability.world import FAST, World, last_hidden
+from tests.reliability.world import FAST, World, alone, last_hidden
 from tests.runs import write_log
 
 REFUSED = 429
@@ -297,6 +297,16 @@ def parity(world: World, histories: Histories, folder: Path, tolerance: float = 
     if asked < len(queries):
         problems.append(f"{asked} of {len(queries)} students were asked for")
     return _outcome("parity", problems, load.entries, students=asked, tolerance=tolerance)
+
+
+def parity_exact(world: World, histories: Histories, folder: Path) -> Outcome:
+    """LightGBM alone: its arithmetic is exact on every path."""
+    digest, only = world.alias() or world.digests[0], alone(world, "lightgbm", folder / "alone")
+    only.rollout(only.digests[0])
+    try:
+        return parity(only, histories, folder, tolerance=0.0)
+    finally:
+        world.rollout(digest)
 
 
 def _outcome(

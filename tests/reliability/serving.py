@@ -30,7 +30,7 @@ from tests.bad_bundles import BAD
 from tests.reliability import events, scenarios
 from tests.reliability.head_kill import head_kill
 from tests.reliability.scenarios import Outcome
-from tests.reliability.world import World, alone, histories_of, real, tiny
+from tests.reliability.world import World, histories_of, real, tiny
 
 RATE: Final = 30.0
 PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Reliability of the service</title>
@@ -53,16 +53,6 @@ class Run(NamedTuple):
 
     call: Callable[[World, Path, argparse.Namespace], Outcome]
     goals: Sequence[Goal] = ()
-
-
-def _exact(world: World, folder: Path, options: argparse.Namespace) -> Outcome:
-    """LightGBM alone: its arithmetic is exact on every path."""
-    only = alone(world, "lightgbm", folder / "alone")
-    only.rollout(only.digests[0])
-    try:
-        return scenarios.parity(only, _students(options), folder, tolerance=0.0)
-    finally:
-        world.rollout(world.digests[0])
 
 
 def _with_events(
@@ -133,7 +123,7 @@ RUNS: Final[dict[str, Run]] = {
         _with_events(lambda world, url, folder, options: events.forgotten(world, url, options.forgotten, folder))
     ),
     "parity": Run(lambda world, folder, options: scenarios.parity(world, _students(options), folder)),
-    "parity_exact": Run(_exact),
+    "parity_exact": Run(lambda world, folder, options: scenarios.parity_exact(world, _students(options), folder)),
 }
 
 
