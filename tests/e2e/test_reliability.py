@@ -13,6 +13,7 @@ from dkt_ray.serving.service import REQUEST_TIMEOUT_S
 from tests import bundles
 from tests.bad_bundles import BAD
 from tests.reliability import scenarios
+from tests.reliability.head_kill import head_kill
 from tests.reliability.scenarios import Outcome
 from tests.reliability.world import tiny
 from tests.runs import write_log
@@ -64,6 +65,12 @@ def test_a_killed_controller_costs_nothing(world):
 def test_a_killed_proxy_comes_back(world):
     """And of the outage the client sees nothing."""
     assert right(scenarios.proxy_kill(world, RATE))["client_failures"] == 0
+
+
+def test_a_lost_head_costs_a_client_who_knows_both_nodes_nothing(world):
+    figures = right(head_kill(world, 0.0, RATE))
+    assert figures["other_node_alive"]
+    assert figures["client"]["ok"] == figures["client"]["requests"]
 
 
 def test_what_is_too_much_is_refused_and_the_rest_is_answered(world):
