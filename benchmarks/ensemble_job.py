@@ -33,7 +33,7 @@ from dkt_ray.metrics import first_attempts
 from dkt_ray.pipelines.blend import shares_by_way
 from dkt_ray.pipelines.combine import CombineConfig, combine
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Settings, make_report
-from dkt_ray.pipelines.measuring import begin_measuring, cpus, measure_in_parallel, member_contenders, way_contenders
+from dkt_ray.pipelines.measuring import begin_measuring, measure_in_parallel, member_contenders, way_contenders
 from dkt_ray.session import connect, prepare_environment
 from dkt_ray.storage import open_store
 from dkt_ray.training.protocol import EvaluationSet, Scored, align_members
@@ -80,8 +80,7 @@ def _step(url: str, members: int, trials: int, samples: int) -> dict[str, Any]:
     config = build(CombineConfig, {"tune_trials": trials})
     given = ray.get(shared)
     alone = member_contenders(shared, given.names)
-    free = cpus() - 1  # one is for what combines them
-    begun = begin_measuring(answers, alone.values() if free else (), how, free)
+    begun = begin_measuring(answers, alone.values(), how)
     combined = combine(config, given)
     seconds["combine"] = time.perf_counter() - started - sum(seconds.values())
     contenders = {"ensemble": Contender("ensemble", combined.calibrated)}

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.environment import environment
-from benchmarks.serving_requests import Body, Students, queries, small_bundle
+from benchmarks.serving_requests import Body, Students, add_source, queries, source
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.network import Network
 from dkt_ray.registry import bundle as bundles
 from dkt_ray.registry.cache import local_copy
-from dkt_ray.registry.store import Registry, resolve
+from dkt_ray.registry.store import Registry
 from dkt_ray.storage import open_store
 
 EVENTS: Final = 340
@@ -52,11 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        if options.store is None:
-            options.store, options.bundle, options.data = small_bundle(Path(folder) / "small")
-        registry = Registry(open_store(options.store))
-        loaded = bundles.load(local_copy(registry, resolve(registry, options.bundle)))
-        students = Students.read(options.data, options.split, options.fold)
+        store, digest, log = source(options, Path(folder))
+        loaded = bundles.load(local_copy(Registry(open_store(store)), digest))
+        students = Students.read(log, options.split, options.fold)
         found = {}
         for name, network in loaded.scorer.members.items():
             if isinstance(network, Network) and (options.quick is False or not found):
@@ -134,11 +132,7 @@ def _in_turns(forms: Mapping[str, Forward], batch: tuple[Tensor, ...], turns: in
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", help="of the bundle; default: a small one of simulated students is made")
-    parser.add_argument("--bundle", default="champion", help="digest or alias")
-    parser.add_argument("--data", type=Path, help="log in six columns that requests are drawn from")
-    parser.add_argument("--split", type=Path, help="userID,split: only the students of --fold are drawn")
-    parser.add_argument("--fold", default="fold5")
+    add_source(parser)
     parser.add_argument("--turns", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="one network, not compiled: shows that it runs")
     return parser

@@ -14,11 +14,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,7 @@ from benchmarks.serving_requests import Body, Students, queries
 from benchmarks.serving_sides import Server, bentoml, ours
 from dkt_ray.data.query import Query
 from dkt_ray.registry.cache import local_copy
-from dkt_ray.registry.store import Registry, resolve
+from dkt_ray.registry.store import Registry
 from dkt_ray.serving.predictor import Predictor
 from dkt_ray.storage import open_store
 
@@ -42,7 +41,6 @@ WAYS: Final = ("proxy", "haproxy")
 SHAPES: Final = ((340, 1), (340, 100), (2000, 1), (2000, 100))  # events, targets
 WARM: Final = 0.2  # share of a turn at whose start nothing is counted
 BARE: Final = "bare"
-T = TypeVar("T")
 
 
 class Asked(NamedTuple):
@@ -67,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.seconds, options.turns, options.bodies, options.singles = 1.0, 1, 20, 20
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="dkt-serving-") as folder:
-        source, digest, log = _source(options, Path(folder))
+        source, digest, log = serving_requests.source(options, Path(folder))
         store, bundle = _apart(source, digest, Path(folder))
         students = Students.read(log, options.split, options.fold)
         predictor = Predictor.load(bundle, digest)
@@ -91,21 +89,17 @@ def measure(
         turns = _alternating(all_mine, peers)
         closed = _closed(turns, predictor, asked, options)
         best = {c: _best(closed, c) for c in CONNECTIONS}
-        opened = {
-            server.name: _alone(
-                servers, server, partial(_turn, server, asked, options.seconds, rate=_rate(closed, server.name) / 2)
-            )
-            for server in servers
-            if server.name in (mine.name, best[MOST])
-        }
-        idle = {server.name: _alone(servers, server, partial(_idle_cpu, server, options.seconds)) for server in turns}
+        opened, idle = {}, {}
+        for server in turns:
+            with _alone(servers, server):
+                idle[server.name] = _idle_cpu(server, options.seconds)
+                if server.name in {mine.name, best[MOST]} - opened.keys():
+                    rate = _rate(closed, server.name) / 2
+                    opened[server.name] = _turn(server, asked, options.seconds, rate=rate)
         memory = {server.name: round(server.held() / MIB) for server in servers}
-        for server in servers:  # for longer than a stopped Serve is well after
-            if server.process != mine.process:
-                running.callback(server.go_on)
-                server.stop()
-        shapes = _shapes(mine, predictor, students, options)
-        many = _http_ms(mine, predictor, students.long(340, 10_000), 3)
+        with _alone(servers, mine):  # for longer than Serve's other way in is well after, which is not asked any more
+            shapes = _shapes(mine, predictor, students, options)
+            many = _http_ms(mine, predictor, students.long(340, 10_000), 3)
     each_way = {name: {f"c{c}": _ratios(closed, name, best[c], c) for c in CONNECTIONS} for name in ways}
     return {
         "ours": mine.name,
@@ -134,10 +128,10 @@ def _closed(
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
         for _ in range(options.turns):
             for server in servers:
-                turn = partial(_turn, server, asked, options.seconds, connections=connections)
-                turns[server.name].append(_alone(servers, server, turn))
-            bare = partial(_bare, predictor, asked.queries, connections, options.seconds)
-            turns[BARE].append(_alone(servers, None, bare))
+                with _alone(servers, server):
+                    turns[server.name].append(_turn(server, asked, options.seconds, connections=connections))
+            with _alone(servers):
+                turns[BARE].append(_bare(predictor, asked.queries, connections, options.seconds))
         for name, several in turns.items():
             found[name][f"c{connections}"] = _medians(several)
     return found
@@ -150,14 +144,15 @@ def _alternating(mine: Sequence[Server], peers: Sequence[Server]) -> list[Server
     return [server for number, peer in enumerate(peers) for server in (mine[number % len(mine)], peer)]
 
 
-def _alone(servers: Sequence[Server], server: Server | None, measure: Callable[[], T]) -> T:
-    """What is measured of a server, or of this process, while the others are stopped."""
+@contextmanager
+def _alone(servers: Sequence[Server], server: Server | None = None) -> Iterator[None]:
+    """The processes of the other servers stand still meanwhile; None: those of all."""
     busy = {os.getpid()} if server is None else {os.getpid(), server.process.pid}
     others = {other.process.pid: other for other in servers if other.process.pid not in busy}
     for other in others.values():
         other.stop()
     try:
-        return measure()
+        yield
     finally:
         for other in others.values():
             other.go_on()
@@ -272,15 +267,6 @@ def _http_ms(server: Server, predictor: Predictor, body: Body, repeats: int) -> 
     return ledger.latencies(load.entries)["p50_ms"]
 
 
-def _source(options: argparse.Namespace, folder: Path) -> tuple[str, str, Path]:
-    """Store, digest and log: those that are asked for, or made of simulated students."""
-    if options.store is None:
-        return serving_requests.small_bundle(folder / "small")
-    if options.data is None:
-        raise SystemExit("--store needs --data: a log in six columns, from which requests are drawn")
-    return options.store, resolve(Registry(open_store(options.store)), options.bundle), options.data
-
-
 def _apart(source: str, digest: str, folder: Path) -> tuple[str, Path]:
     """A store with this bundle only, since a rollout moves an alias; and the bundle's folder."""
     bundle = local_copy(Registry(open_store(source)), digest, folder / "copies")
@@ -297,11 +283,7 @@ def _ways(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     python = os.environ.get("DKT_BENTO_PYTHON")
-    parser.add_argument("--store", help="with the bundle; without it, a bundle is made of simulated students")
-    parser.add_argument("--bundle", default="champion", help="digest or alias")
-    parser.add_argument("--data", type=Path, help="log in six columns, from which requests are drawn")
-    parser.add_argument("--split", type=Path, help="CSV userID,split: only students of --fold")
-    parser.add_argument("--fold", default="fold5")
+    serving_requests.add_source(parser)
     parser.add_argument("--bentoml", default=python, help="interpreter with BentoML 1.4.39; default: DKT_BENTO_PYTHON")
     parser.add_argument("--ways", type=_ways, default=list(WAYS), help="proxy,haproxy; the last one is measured most")
     parser.add_argument("--replicas", type=int, default=1, help="of ours; the bare predictor is compared with one only")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,7 +20,7 @@ from dkt_ray.features.dataset import Dataset
 from dkt_ray.models.catalog import CATALOG
 from dkt_ray.pipelines import prepare, simulate
 from dkt_ray.registry import bundle
-from dkt_ray.registry.store import Registry
+from dkt_ray.registry.store import Registry, resolve
 from dkt_ray.serving.contract import PredictRequest
 from dkt_ray.serving.requests import brought, query
 from dkt_ray.storage import open_store
@@ -89,6 +90,24 @@ def lengths(bodies: Sequence[Body]) -> dict[str, int]:
     """How long the histories of requests are."""
     events: npt.NDArray[np.int64] = np.array([len(body["history"]) for body in bodies])
     return {f"p{share}": int(np.percentile(events, share)) for share in (50, 90, 100)}
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The options that say which bundle is asked, and by whose requests."""
+    parser.add_argument("--store", help="with the bundle; without it, a bundle is made of simulated students")
+    parser.add_argument("--bundle", default="champion", help="digest or alias")
+    parser.add_argument("--data", type=Path, help="log in six columns, from which requests are drawn")
+    parser.add_argument("--split", type=Path, help="CSV userID,split: only students of --fold")
+    parser.add_argument("--fold", default="fold5")
+
+
+def source(options: argparse.Namespace, folder: Path) -> tuple[str, str, Path]:
+    """Store, digest and log: those that are asked for, or made of simulated students."""
+    if options.store is None:
+        return small_bundle(folder / "small")
+    if options.data is None:
+        raise SystemExit("--store needs --data: a log in six columns, from which requests are drawn")
+    return options.store, resolve(Registry(open_store(options.store)), options.bundle), options.data
 
 
 def small_bundle(folder: Path) -> tuple[str, str, Path]:

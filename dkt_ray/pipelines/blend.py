@@ -32,7 +32,7 @@ from dkt_ray.metrics import METRIC_VERSION, first_attempts
 from dkt_ray.pipelines import figures
 from dkt_ray.pipelines.combine import CombineConfig, Combined, combine
 from dkt_ray.pipelines.figures import Answers, Contender, Heading, Settings, make_report
-from dkt_ray.pipelines.measuring import begin_measuring, cpus, measure_in_parallel, member_contenders, way_contenders
+from dkt_ray.pipelines.measuring import begin_measuring, measure_in_parallel, member_contenders, way_contenders
 from dkt_ray.pipelines.report import REPORT, outcome, read_report, text_table, write_report
 from dkt_ray.pipelines.stored_chain import BLEND, read_facts, write_chain
 from dkt_ray.pipelines.yardstick import Simulator, oracle, yardstick
@@ -121,8 +121,7 @@ def _measure(
     base, evaluation, histories, answers, baselines, shared = _material(dataset, folder, facts)
     how, members = Settings(config.samples, config.seed, config.last_answers), ray.get(shared)
     alone = member_contenders(shared, members.names)
-    free = cpus() - 1  # one is for what combines them
-    begun = begin_measuring(answers, alone.values() if free else (), how, free)
+    begun = begin_measuring(answers, alone.values(), how)
     combined = combine(config, members)
     contenders = {"ensemble": Contender("ensemble", combined.calibrated)}
     contenders |= way_contenders(combined.ways, shared) | alone

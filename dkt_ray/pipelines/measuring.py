@@ -48,28 +48,22 @@ def _ranks(members: Members) -> Floats:
 
 
 def begin_measuring(
-    answers: Answers, contenders: Iterable[Contender], how: Settings, at_once: int
+    answers: Answers, contenders: Iterable[Contender], how: Settings
 ) -> dict[Contender, ray.ObjectRef[Measured]]:
-    """The figures of contenders, under way in Ray workers.
-
-    Args:
-        at_once: how many; the rest wait for these, whoever else has a CPU to spare.
-    """
-    measure, rows, begun = ray.remote(_figures), ray.put(answers), dict[Contender, ray.ObjectRef[Measured]]()
-    after = deque[Any]([None] * at_once, maxlen=at_once)
+    """The figures of contenders, under way in Ray workers that leave a CPU to what else is done; on one CPU: none."""
+    free = int(ray.cluster_resources().get("CPU", 1)) - 1
+    if free < 1:
+        return {}
+    measure, rows, begun = ray.remote(_figures_after), ray.put(answers), dict[Contender, ray.ObjectRef[Measured]]()
+    last = deque[Any]([None] * free, maxlen=free)
     for contender in contenders:
-        begun[contender] = measure.remote(rows, contender, how, after[0])
-        after.append(begun[contender])
+        begun[contender] = measure.remote(last[0], rows, contender, how)
+        last.append(begun[contender])
     return begun
 
 
-def _figures(answers: Answers, contender: Contender, how: Settings, after: Measured | None) -> Measured:
+def _figures_after(other: Measured | None, answers: Answers, contender: Contender, how: Settings) -> Measured:
     return model_figures(answers, contender, how)
-
-
-def cpus() -> int:
-    """Of the cluster."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def measure_in_parallel(
@@ -79,9 +73,11 @@ def measure_in_parallel(
     begun: Mapping[Contender, ray.ObjectRef[Measured]],
 ) -> dict[str, Measured]:
     """The figures of every contender, of which some are `begun`, a Ray task each."""
-    rest = [contender for contender in contenders.values() if contender not in begun]
-    tasks = {**begun, **begin_measuring(answers, rest, how, cpus())}
-    waiting = {tasks[contender]: name for name, contender in contenders.items()}
+    measure, rows = ray.remote(model_figures), ray.put(answers)
+    waiting = {
+        begun[contender] if contender in begun else measure.remote(rows, contender, how): name
+        for name, contender in contenders.items()
+    }
     models = {}
     with progress("measure models", len(contenders)) as lines:
         while waiting:

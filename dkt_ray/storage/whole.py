@@ -53,7 +53,8 @@ class _Beside(FileIO):
         if self.closed:
             return
         super().close()
-        if self._failed:
+        try:
+            if not self._failed:
+                self._temporary.replace(self._target)
+        finally:
             self._temporary.unlink(missing_ok=True)
-        else:
-            self._temporary.replace(self._target)

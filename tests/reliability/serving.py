@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from benchmarks import ledger
 from benchmarks.environment import environment
+from benchmarks.serving_requests import add_source
 from benchmarks.serving_sides import free_port
 from dkt_ray import session
 from dkt_ray.privacy import PRIVACY_KEY
@@ -215,11 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(RUNS), help=",".join(RUNS))
     parser.add_argument("--out", type=Path, default=Path("data/reliability"), help="folder of the report")
-    parser.add_argument("--store", help="with the bundle to serve; needs --data")
-    parser.add_argument("--bundle", default="champion", help="digest or alias")
-    parser.add_argument("--data", type=Path, help="log in six columns, from which requests are drawn")
-    parser.add_argument("--split", type=Path, help="CSV userID,split: only students of --fold")
-    parser.add_argument("--fold", default="fold5")
+    add_source(parser)
     parser.add_argument("--rollouts", type=int, default=30)
     parser.add_argument("--code-rollouts", type=int, default=20)
     parser.add_argument("--kills", type=int, default=15)

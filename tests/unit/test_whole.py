@@ -1,4 +1,4 @@
-"""Files that a library writes by Arrow into a local folder appear whole or not at all."""
+"""What a killed or failing writer leaves where a library writes by Arrow into a local folder."""
 
 from __future__ import annotations
 
