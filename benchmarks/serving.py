@@ -106,7 +106,7 @@ def measure(
         "replicas": options.replicas,
         "vs_bentoml": each_way[mine.name] if best[MOST] else None,
         "vs_bentoml_each_way": each_way if best[MOST] else None,
-        "of_bare_c32": _ratio(closed[mine.name], closed[BARE], MOST, "per_s") if options.replicas == 1 else None,
+        "of_bare_c32": _ratio(closed[mine.name], closed[BARE], MOST, "per_s"),
         **_targets(predictor, students, options.singles),
         "targets_10000_http_ms": many,
         "events": serving_requests.lengths(asked.bodies),
@@ -286,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     serving_requests.add_source(parser)
     parser.add_argument("--bentoml", default=python, help="interpreter with BentoML 1.4.39; default: DKT_BENTO_PYTHON")
     parser.add_argument("--ways", type=_ways, default=list(WAYS), help="proxy,haproxy; the last one is measured most")
-    parser.add_argument("--replicas", type=int, default=1, help="of ours; the bare predictor is compared with one only")
+    parser.add_argument("--replicas", type=int, default=1, help="of ours; the bare predictor is one process")
     parser.add_argument("--bodies", type=int, default=400, help="different requests")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
     parser.add_argument("--turns", type=int, default=5, help="of each side; medians are compared")

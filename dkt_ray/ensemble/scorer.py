@@ -8,34 +8,23 @@ Legend: M targets, K members.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from dkt_ray.data.history import Coded, Histories, Targets, graded
+from dkt_ray.data.history import Coded, Histories, Int64, Targets, graded
 from dkt_ray.data.query import Query, gather
 from dkt_ray.ensemble.chain import Chain
+from dkt_ray.ensemble.opinions import Ask, Mask, Member, ask_all
 from dkt_ray.features.batch import Rows
 from dkt_ray.features.encoder import EncoderState, encode
 from dkt_ray.models.base import Model, Probabilities
 
 Rowwise = TypeVar("Rowwise", Histories, Targets)
-
-
-class Member(Protocol):
-    """What is asked for an opinion."""
-
-    def score(self, past: Rows, targets: Rows) -> Probabilities:
-        """As `Model.score`."""
-
-
-Members = Mapping[str, Member]
-Ask = Callable[[Members, Rows, Rows], dict[str, Probabilities]]  # members, past, targets -> who answered
 
 
 @dataclass(frozen=True)
@@ -54,19 +43,15 @@ class _Timed:
             self.seconds[self.name] = time.perf_counter() - started
 
 
-def ask_all(members: Members, past: Rows, targets: Rows) -> dict[str, Probabilities]:
-    """Every member's probabilities: whoever trains, evaluates or verifies wants to hear of a member that fails."""
-    return {name: model.score(past, targets) for name, model in members.items()}
-
-
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Probabilities of right answers to M questions."""
 
     probability: Probabilities  # [M] of the ensemble
     members: dict[str, Probabilities]  # [M] of each member
-    unknown: npt.NDArray[np.bool_]  # [M] the training users did not answer this question often enough
+    unknown: Mask  # [M] the training users did not answer this question often enough
     left_out: tuple[str, ...] = ()  # members that did not answer: the others did, with their weights made 1 again
+    missing: Mapping[str, Mask] = field(default_factory=dict)  # [M] of members that answered for some students only
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage; one object for all of a pass
     waited: float = 0.0  # seconds until its batch was begun
 
@@ -75,10 +60,13 @@ class Scores:
         """[M] how far the members are apart: the highest probability less the lowest."""
         return np.ptp(np.stack(list(self.members.values())), axis=0)
 
-    def take(self, rows: slice | npt.NDArray[np.int64]) -> Scores:
-        """The scores of some of the targets."""
-        members = {name: column[rows] for name, column in self.members.items()}
-        return replace(self, probability=self.probability[rows], members=members, unknown=self.unknown[rows])
+    def take(self, rows: slice | Int64) -> Scores:
+        """The scores of some of the targets, all of which a member answered for, or none."""
+        out = tuple(name for name, missing in self.missing.items() if missing[rows].any())
+        members = {name: column[rows] for name, column in self.members.items() if name not in out}
+        left_out = (*self.left_out, *out)
+        probability, unknown = self.probability[rows], self.unknown[rows]
+        return replace(self, probability=probability, members=members, unknown=unknown, left_out=left_out, missing={})
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +106,7 @@ class Scorer:
             ask: gets the members' answers; those that it leaves out are left out of the combination.
 
         Raises:
-            UnavailableError: `ask` left all of them out.
+            UnavailableError: `ask` left all of them out, for one query at least.
         """
         answers: list[Scores | None] = [None] * len(queries)
         order = sorted(range(len(queries)), key=lambda index: queries[index].timing)
@@ -132,16 +120,18 @@ class Scorer:
 
     def _combine(self, past: Rows, targets: Rows, question: Coded, ask: Ask, seconds: dict[str, float]) -> Scores:
         timed = {name: _Timed(name, member, seconds) for name, member in self.members.items()}
-        members = ask(timed, past, targets)
+        opinions = ask(timed, past, targets)
         started = time.perf_counter()
-        left_out = tuple(name for name in self.chain.members if name not in members)
-        chain = self.chain.without(left_out) if left_out else self.chain
-        columns = np.stack([members[name] for name in chain.members], axis=1)
-        probability = chain.apply(columns, targets.visible)
+        left_out = tuple(name for name in self.chain.members if name not in opinions.given)
+        probability = np.empty(targets.rows)
+        for out, rows in opinions.alike(targets.rows):
+            chain = self.chain.without({*left_out, *out}) if left_out or out else self.chain
+            columns = np.stack([opinions.given[name][rows] for name in chain.members], axis=1)
+            probability[rows] = chain.apply(columns, targets.visible[rows])
         seconds["blend"] = time.perf_counter() - started
-        return Scores(probability, members, self._unknown(question), left_out, seconds)
+        return Scores(probability, opinions.given, self._unknown(question), left_out, opinions.missing, seconds)
 
-    def _unknown(self, question: Coded) -> npt.NDArray[np.bool_]:
+    def _unknown(self, question: Coded) -> Mask:
         known = self.state.vocabularies["question"]
         missing = np.array([value not in known for value in question.values], bool)
         return missing[question.codes]

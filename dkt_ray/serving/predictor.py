@@ -12,7 +12,8 @@ import numpy as np
 from dkt_ray.data.history import Histories, Targets
 from dkt_ray.data.query import Query
 from dkt_ray.data.windows import sees_from
-from dkt_ray.ensemble.scorer import Ask, Scores, ask_all
+from dkt_ray.ensemble.opinions import Ask, ask_all
+from dkt_ray.ensemble.scorer import Scores
 from dkt_ray.registry import bundle
 from dkt_ray.registry.bundle import Bundle, Manifest
 from dkt_ray.registry.catalogue import Catalogue

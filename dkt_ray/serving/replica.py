@@ -44,6 +44,7 @@ from dkt_ray.storage import open_store
 logger = logging.getLogger(__name__)
 
 STUCK_S: Final = 60.0  # a batch that runs longer than this takes its replica with it
+KERNELS: Final = 256  # that oneDNN keeps compiled, one a shape, 0.1 MB each; of its 1,024 few are met twice
 
 
 class ReplicaError(DktError):
@@ -58,7 +59,7 @@ class Loaded:
     """
 
     def __init__(self, args: ServeArgs) -> None:
-        _one_thread()
+        _share_the_machine()
         self._args = args
         log.configure(json=True)
         self._store = open_store(args.store)
@@ -133,9 +134,10 @@ def _telemetry(args: ServeArgs) -> Telemetry:
     return Telemetry(counters, meters, args.access_log, serve.get_replica_context().replica_id.unique_id)
 
 
-def _one_thread() -> None:
-    """Replicas share the machine's cores: parallelism comes from replicas, not from threads in one."""
+def _share_the_machine() -> None:
+    """Parallelism comes from replicas, not from threads in one; and a burst of load does not stay in memory."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # read when the first kernel is compiled
     import torch
 
     torch.set_num_threads(1)

@@ -116,6 +116,62 @@ def test_after_failures_in_a_row_a_member_rests_and_then_one_batch_decides():
     assert ensemble.breakers.counts == {("b", "error"): 4, ("b", "resting"): 2}
 
 
+class Chokes(Speaks):
+    """Fails, or says something that is no probability, for students with so many rows (answers and the target)."""
+
+    def __init__(self, p: float, clock: list[float], lengths: set[int], bad: float | None) -> None:
+        super().__init__(p, clock)
+        self.lengths, self.bad = lengths, bad
+
+    def score(self, past: Any, targets: Any) -> Any:
+        said = super().score(past, targets)
+        poisonous = np.isin(np.diff(past.offsets) + 1, list(self.lengths))
+        if self.bad is None and poisonous.any():
+            raise RuntimeError("a student's secret")
+        said[np.repeat(poisonous, np.diff(targets.offsets))] = self.bad or 0
+        return said
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), 1.5])
+def test_a_student_whom_a_member_cannot_read_takes_it_from_nobody_else(bad, caplog):
+    ensemble = Ensemble(failures=1)
+    ensemble.members["a"] = Chokes(0.9, ensemble.clock, {13}, bad)
+    ensemble.members["b"] = Chokes(0.6, ensemble.clock, {13, 3}, bad)
+    lengths = [5, 3, 8, 13, 2, 7, 3]
+    for batches in (1, 2):
+        found = ensemble.scorer.score_queries([ask("q", length) for length in lengths], ensemble.breakers)
+        for length, scores in zip(lengths, found, strict=True):
+            out = {13: "ab", 3: "b"}.get(length, "")
+            assert scores.left_out == tuple(out)
+            assert list(scores.members) == [name for name in "abc" if name not in out]
+            assert scores.probability[0] == pytest.approx(mean(*scores.members), abs=1e-12)
+            assert scores.missing == {}
+        why = "error" if bad is None else "value"
+        assert ensemble.breakers.counts == {("a", why): batches, ("b", why): batches}  # and nobody rests
+    told = [record.message.split(":")[0] for record in caplog.records]
+    assert told == 2 * ["member a left out", "member b left out"]
+    assert "secret" not in caplog.text
+
+
+def test_whom_no_member_can_read_is_told_so_alone():
+    ensemble = Ensemble()
+    for name, p in SAID.items():
+        ensemble.members[name] = Chokes(p, ensemble.clock, {13}, None)
+    with pytest.raises(UnavailableError):
+        ensemble.scorer.score_queries([ask("q", 5), ask("q", 13)], ensemble.breakers)
+    assert ensemble.scorer.score_queries([ask("q", 5)], ensemble.breakers)[0].left_out == ()
+
+
+def test_no_student_is_tried_alone_beyond_the_members_time():
+    ensemble = Ensemble(member_timeout_s=3.5)
+    ensemble.members["b"] = Chokes(0.6, ensemble.clock, {13}, None)
+    ensemble.members["b"].takes = 1.0
+    queries = [ask("q", length) for length in (1, 2, 3, 4, 13, 6, 7, 8)]
+    found = ensemble.scorer.score_queries(queries, ensemble.breakers)
+    assert ensemble.members["b"].asked == 4  # all, the first four, the others, the 13 and the 6
+    assert [scores.left_out for scores in found] == 4 * [()] + 4 * [("b",)]
+
+
 def test_a_slow_answer_is_used_and_counts_as_a_failure_in_proportion_to_the_batch():
     ensemble = Ensemble(failures=1, member_timeout_s=1, rest_s=100)
     ensemble.members["a"].takes = 1.5
