@@ -33,8 +33,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup  ## From simulated answers to a served ensemble with a web page; Ctrl-C ends it
 	$(LOCAL_RAY) $(BIN)/dkt demo $(ARGS)
 
-test: setup  ## Every test that needs only Python packages; others say what is missing
-	$(LOCAL_RAY) $(ONE_THREAD) $(BIN)/python -m pytest $(ARGS)
+test: setup  ## Every test that needs only Python packages, in two processes; others say what is missing
+	$(LOCAL_RAY) $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: setup  ## ruff, mypy, import-linter, size report
 	$(BIN)/ruff check .

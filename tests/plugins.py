@@ -1,4 +1,8 @@
-"""Tests that need an outside program or the real logs: they skip and say what is missing; under `.ci/run` they fail."""
+"""What tests need of the machine.
+
+Tests that need an outside program or the real logs skip and say what is missing; under `.ci/run` they fail. Spread over
+two processes (`make test`), those of a file share one, and so do those of the folders where servers and clusters start.
+"""
 
 import os
 import shutil
@@ -9,6 +13,7 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = "/usr/bin/chromium"
+TOGETHER = {"e2e", "integration"}  # folders: one Ray cluster, one S3 server for all of a folder
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "ip", "link", "set", "lo", "up")
 
 
@@ -34,6 +39,14 @@ def postgres_programs() -> Path | None:
 @cache
 def _namespaces() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(NAMESPACE, capture_output=True).returncode == 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a process."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else item.path.stem))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dkt_ray.data.query import Query
+from dkt_ray.ensemble.opinions import Opinions
 from dkt_ray.errors import UnavailableError
 from dkt_ray.registry.forgotten import Forgotten
 from dkt_ray.serving import contract, edge
@@ -97,7 +98,7 @@ def test_a_member_without_weight_counts_whole_when_it_is_the_only_one_left(tmp_p
     predictor = Predictor.load(tmp_path / "bundle")
 
     def ask(members, past, targets):
-        return {"lstm_attention": members["lstm_attention"].score(past, targets)}
+        return Opinions({"lstm_attention": members["lstm_attention"].score(past, targets)}, {})
 
     async def answer(query):
         return predictor.answer([query], ask)[0]
