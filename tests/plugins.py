@@ -1,7 +1,7 @@
 """What tests need of the machine.
 
 Tests that need an outside program or the real logs skip and say what is missing; under `.ci/run` they fail. Spread over
-two processes (`make test`), those of a file share one, and so do those of the folders where servers and clusters start.
+two processes (`make test`), those of a file share one, and so do all that start servers and clusters.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = "/usr/bin/chromium"
-TOGETHER = {"e2e", "integration"}  # folders: one Ray cluster, one S3 server for all of a folder
+SERVERS = {"e2e", "integration"}  # folders: clusters and servers, which two at a time would be slow
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "ip", "link", "set", "lo", "up")
 
 
@@ -45,8 +45,8 @@ def _namespaces() -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests share a process."""
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else item.path.stem))
+        group = "servers" if item.path.parent.name in SERVERS else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(tryfirst=True)

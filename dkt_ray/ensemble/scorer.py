@@ -29,7 +29,7 @@ Rowwise = TypeVar("Rowwise", Histories, Targets)
 
 @dataclass(frozen=True)
 class _Timed:
-    """A member whose time is taken, also where it fails."""
+    """A member whose time is taken, also where it fails, and however often it is asked."""
 
     name: str
     member: Member
@@ -40,7 +40,7 @@ class _Timed:
         try:
             return self.member.score(past, targets)
         finally:
-            self.seconds[self.name] = time.perf_counter() - started
+            self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - started
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,15 @@ class Scores:
 
     def take(self, rows: slice | Int64) -> Scores:
         """The scores of some of the targets, all of which a member answered for, or none."""
-        out = tuple(name for name, missing in self.missing.items() if missing[rows].any())
-        members = {name: column[rows] for name, column in self.members.items() if name not in out}
-        left_out = (*self.left_out, *out)
-        probability, unknown = self.probability[rows], self.unknown[rows]
-        return replace(self, probability=probability, members=members, unknown=unknown, left_out=left_out, missing={})
+        out = {name for name, missing in self.missing.items() if missing[rows].any()}
+        return replace(
+            self,
+            probability=self.probability[rows],
+            members={name: column[rows] for name, column in self.members.items() if name not in out},
+            unknown=self.unknown[rows],
+            left_out=tuple(sorted({*self.left_out, *out})) if out else self.left_out,
+            missing={},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,7 @@ class Scorer:
         timed = {name: _Timed(name, member, seconds) for name, member in self.members.items()}
         opinions = ask(timed, past, targets)
         started = time.perf_counter()
-        left_out = tuple(name for name in self.chain.members if name not in opinions.given)
+        left_out = tuple(sorted(set(self.chain.members) - opinions.given.keys()))
         probability = np.empty(targets.rows)
         for out, rows in opinions.alike(targets.rows):
             chain = self.chain.without({*left_out, *out}) if left_out or out else self.chain

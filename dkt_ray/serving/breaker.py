@@ -1,7 +1,7 @@
 """Circuit breakers: a member that fails is left out of the answer; one that goes on failing is not asked for a while.
 
-A member that fails with some of the students of a batch is left out of their answers only: who is asked together with a
-student whom it cannot read loses nothing.
+A member that cannot read some students of a batch is left out of their answers only. Which they are is known from its
+answers, or, where it raises, found by asking again for halves of the batch, as long as that stays cheap (`ASKS`).
 
 Members are asked one after the other in one thread, where a member cannot be interrupted. One that is too slow has
 answered by the time that this is known: its answers are used, and the delay counts as a failure. One that hangs is the
@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # who deploys needs the settings only, not torch
 
 logger = logging.getLogger(__name__)
 
+ASKS: Final = 4  # for each doubling of a batch's students; two whom a member cannot read are found by so many
+
 
 class BreakerConfig(Config):
     """When a member is left out."""
@@ -36,8 +38,8 @@ class BreakerConfig(Config):
     member_timeout_s: float = Field(default=5.0, gt=0)
     """Time share of a member for a batch of up to 1,000 rows (events and targets); in proportion for larger ones."""
     failures: int = Field(default=3, ge=1)
-    """Batches in a row that fail (for each student an error or an answer that is no probability; or too slow) before it
-    is not asked."""
+    """Batches in a row that fail (with all students, or more than are found in a few tries; or too slow) before it is not
+    asked."""
     rest_s: float = Field(default=10.0, gt=0)
     """How long it is not asked; then one batch decides."""
 
@@ -52,7 +54,9 @@ class Breakers:
     """
 
     def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()  # (member, why): error, value, slow, resting; in batches
+        self.counts: Counter[tuple[str, str]] = (
+            Counter()
+        )  # (member, why): error, value, slow, resting, some; in batches
         self._config = config
         self._clock = clock
         self._failures: Counter[str] = Counter()  # in a row
@@ -72,72 +76,89 @@ class Breakers:
         found = Opinions({}, {})
         limit_s = self._config.member_timeout_s * max(1.0, (past.rows + targets.rows) / 1000)
         for name, model in members.items():
-            until = self._clock() + limit_s
-            answer = _answer(model, past, targets)
-            if isinstance(answer, _Failure):
-                logger.warning("member %s left out: %s", name, answer.told)
-                self.counts[name, answer.why] += 1
-                apart = self._apart(model, past, targets, until)
-                if apart is None:
-                    self._failed(name, answer.why)
-                    continue
-                answer, found.missing[name] = apart, np.isnan(apart)
-            found.given[name] = answer
-            if self._clock() > until:
-                self.counts[name, "slow"] += 1
-                self._failed(name, "slow")
+            started = self._clock()
+            heard, all_tried = _heard(model, past, targets), True
+            slow = self._clock() - started > limit_s
+            if heard.why is not None:
+                logger.warning("member %s: %s", name, heard.told)
+            if heard.why == "error" and self._failures[name] < self._config.failures:  # else this batch decides
+                heard, all_tried = self._apart(model, past, targets, started + self._config.member_timeout_s)
+            missing = np.isnan(heard.said)
+            if missing.all():
+                self._failed(name, heard.why or "error")
+                continue
+            found.given[name] = heard.said
+            if missing.any():
+                self.counts[name, "some"] += 1
+                found.missing[name] = missing
+            if slow or not all_tried:
+                self._failed(name, "slow" if slow else "error")
             else:
                 self._failures[name] = 0
         return found
 
-    def _apart(self, model: Member, past: Rows, targets: Rows, until: float) -> Probabilities | None:
-        """What a member that failed with all students says of each half of them, and so on; NaN: of whom nothing.
+    def _apart(self, model: Member, past: Rows, targets: Rows, until: float) -> tuple[_Heard, bool]:
+        """What a member that raised says of each half of the students, of halves of those with whom it raises, and so on.
 
         Args:
-            until: when no further student is tried.
+            until: when it is not asked any more.
 
         Returns:
-            None where it is nothing at all.
+            What it said, and whether all students whom it can read were found.
         """
         students = len(targets.offsets) - 1
-        if students < 2:
-            return None
-        found = np.full(targets.rows, np.nan)
-        for start, stop in ((0, students // 2), (students // 2, students)):
-            if self._clock() > until:
-                break
-            asked = _students(past, start, stop), _students(targets, start, stop)
-            answer = _answer(model, *asked)
-            apart = self._apart(model, *asked, until) if isinstance(answer, _Failure) else answer
-            if apart is not None:
-                found[targets.offsets[start] : targets.offsets[stop]] = apart
-        return None if bool(np.isnan(found).all()) else found
+        said, waiting = np.full(targets.rows, np.nan), deque(_halves(0, students))
+        asks = ASKS * (students - 1).bit_length()
+        while waiting and asks and self._clock() <= until:
+            start, stop = waiting.popleft()
+            heard = _heard(model, _students(past, start, stop), _students(targets, start, stop))
+            asks -= 1
+            if heard.why == "error":
+                waiting += _halves(start, stop)
+            else:
+                said[targets.offsets[start] : targets.offsets[stop]] = heard.said
+        return _Heard(said, "error"), not waiting
 
     def _failed(self, name: str, why: str) -> None:
+        self.counts[name, why] += 1
         self._failures[name] += 1
         if self._failures[name] >= self._config.failures:
             self._rests_until[name] = self._clock() + self._config.rest_s
             logger.warning("member %s is not asked for %g s (%s)", name, self._config.rest_s, why)
 
 
-class _Failure(NamedTuple):
-    why: str  # error, value
-    told: str  # to the log: no value of the request
+class _Heard(NamedTuple):
+    said: Probabilities  # [M], NaN for students of whom it is nothing, or no probability
+    why: str | None = None  # error, value: it did not answer for all of them
+    told: str = ""  # to the log, without a value of the request
+
+
+def _heard(model: Member, past: Rows, targets: Rows) -> _Heard:
+    """A member's probabilities, or what went wrong."""
+    nothing = np.full(targets.rows, np.nan)
+    try:
+        said = model.score(past, targets)
+    except Exception as error:  # noqa: BLE001 - the border of the replica: the other members answer
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        return _Heard(nothing, "error", f"{type(error).__name__} at {at.filename}:{at.lineno}")
+    if said.shape != nothing.shape:
+        return _Heard(nothing, "value", f"its answers have the shape {said.shape}, not {nothing.shape}")
+    wrong = ~((said >= 0) & (said <= 1))
+    if not wrong.any():
+        return _Heard(said)
+    student = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
+    return _Heard(
+        np.where(np.isin(student, student[wrong]), np.nan, said), "value", "some answers are no probabilities"
+    )
+
+
+def _halves(start: int, stop: int) -> list[tuple[int, int]]:
+    """Both halves of a range of students; none of a single one."""
+    middle = (start + stop) // 2
+    return [(start, middle), (middle, stop)] if stop - start > 1 else []
 
 
 def _students(rows: Rows, start: int, stop: int) -> Rows:
     """The rows of some students."""
     offsets = rows.offsets[start : stop + 1]
     return rows.take(np.arange(offsets[0], offsets[-1]), offsets - offsets[0])
-
-
-def _answer(model: Member, past: Rows, targets: Rows) -> Probabilities | _Failure:
-    """A member's probabilities, or what went wrong."""
-    try:
-        found = model.score(past, targets)
-    except Exception as error:  # noqa: BLE001 - the border of the replica: the other members answer
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        return _Failure("error", f"{type(error).__name__} at {at.filename}:{at.lineno}")
-    if found.shape == (targets.rows,) and bool(((found >= 0) & (found <= 1)).all()):
-        return found
-    return _Failure("value", "its answers are no probabilities")

@@ -47,7 +47,12 @@ STAGE_SECONDS: Final = Series(
 )
 BATCHING: Final = Series("dkt_batching", "counter", "batches, and queries by what became of them", ("bundle", "what"))
 BATCH_QUERIES: Final = Series("dkt_batch_queries", "histogram", "queries in one batch", ("bundle",), SIZES)
-LEFT_OUT: Final = Series("dkt_left_out", "counter", "batches without a member, by reason", ("bundle", "member", "why"))
+LEFT_OUT: Final = Series(
+    "dkt_left_out",
+    "counter",
+    "batches that a member took no part in, or (some) not for every student",
+    ("bundle", "member", "why"),
+)
 SPREAD: Final = Series(
     "dkt_spread", "histogram", "how far the members are apart, mean over a query's targets", ("bundle",), APART
 )

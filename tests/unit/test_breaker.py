@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dkt_ray.data.query import Query
 from dkt_ray.ensemble import methods
 from dkt_ray.ensemble.chain import Chain, Temperature, logit, sigmoid
 from dkt_ray.ensemble.scorer import Scorer
 from dkt_ray.errors import UnavailableError
 from dkt_ray.models.base import Model, ModelConfig
+from dkt_ray.serving.batching import Batcher
 from dkt_ray.serving.breaker import BreakerConfig, Breakers
 from tests import bundles
 from tests.unit.test_batching import ask
@@ -117,7 +122,7 @@ def test_after_failures_in_a_row_a_member_rests_and_then_one_batch_decides():
 
 
 class Chokes(Speaks):
-    """Fails, or says something that is no probability, for students with so many rows (answers and the target)."""
+    """Fails, or says something that is no probability, for students with so many answers."""
 
     def __init__(self, p: float, clock: list[float], lengths: set[int], bad: float | None) -> None:
         super().__init__(p, clock)
@@ -125,51 +130,100 @@ class Chokes(Speaks):
 
     def score(self, past: Any, targets: Any) -> Any:
         said = super().score(past, targets)
-        poisonous = np.isin(np.diff(past.offsets) + 1, list(self.lengths))
+        said += np.repeat(np.diff(past.offsets), np.diff(targets.offsets)) / 1000  # each student's own
+        poisonous = np.isin(np.diff(past.offsets), list(self.lengths))
         if self.bad is None and poisonous.any():
             raise RuntimeError("a student's secret")
         said[np.repeat(poisonous, np.diff(targets.offsets))] = self.bad or 0
         return said
 
 
+class Sleeps(Chokes):
+    """Takes real time."""
+
+    SECONDS = 0.01
+
+    def score(self, past: Any, targets: Any) -> Any:
+        time.sleep(self.SECONDS)
+        return super().score(past, targets)
+
+
+def students(*lengths: int) -> list[Query]:
+    """A query of a student with so many answers each, for one to three targets."""
+    return [
+        Query(question=["q"] * length, correct=[1] * length, target=["q"] * (1 + place % 3))
+        for place, length in enumerate(lengths)
+    ]
+
+
 @pytest.mark.parametrize("bad", [None, float("nan"), 1.5])
-def test_a_student_whom_a_member_cannot_read_takes_it_from_nobody_else(bad, caplog):
+def test_a_student_whom_a_member_cannot_read_takes_it_from_nobody_else_of_a_batch(bad, caplog):
     ensemble = Ensemble(failures=1)
-    ensemble.members["a"] = Chokes(0.9, ensemble.clock, {13}, bad)
-    ensemble.members["b"] = Chokes(0.6, ensemble.clock, {13, 3}, bad)
-    lengths = [5, 3, 8, 13, 2, 7, 3]
+    for name, lengths in (("a", {13}), ("b", {13, 3}), ("c", set())):
+        ensemble.members[name] = Chokes(SAID[name], ensemble.clock, lengths, bad)
+    queries = students(5, 3, 8, 13, 0, 7, 3)
     for batches in (1, 2):
-        found = ensemble.scorer.score_queries([ask("q", length) for length in lengths], ensemble.breakers)
-        for length, scores in zip(lengths, found, strict=True):
-            out = {13: "ab", 3: "b"}.get(length, "")
+        found = ensemble.scorer.score_queries(queries, ensemble.breakers)
+        for query, scores in zip(queries, found, strict=True):
+            out = {13: "ab", 3: "b"}.get(len(query.question), "")
             assert scores.left_out == tuple(out)
             assert list(scores.members) == [name for name in "abc" if name not in out]
-            assert scores.probability[0] == pytest.approx(mean(*scores.members), abs=1e-12)
+            expected = np.full(len(query.target), mean(*scores.members) + len(query.question) / 1000)
+            np.testing.assert_allclose(scores.probability, expected, rtol=0, atol=1e-12)
             assert scores.missing == {}
-        why = "error" if bad is None else "value"
-        assert ensemble.breakers.counts == {("a", why): batches, ("b", why): batches}  # and nobody rests
+        assert ensemble.breakers.counts == {("a", "some"): batches, ("b", "some"): batches}  # and nobody rests
     told = [record.message.split(":")[0] for record in caplog.records]
-    assert told == 2 * ["member a left out", "member b left out"]
+    assert told == 2 * ["member a", "member b"]
     assert "secret" not in caplog.text
 
 
-def test_whom_no_member_can_read_is_told_so_alone():
+def test_the_time_of_a_member_that_is_asked_again_is_all_of_it():
     ensemble = Ensemble()
+    ensemble.members["a"] = Sleeps(0.9, ensemble.clock, {13}, None)
+    scores = ensemble.scorer.score_queries(students(5, 13), ensemble.breakers)[0]
+    assert ensemble.members["a"].asked == 3
+    assert scores.seconds["a"] >= 3 * Sleeps.SECONDS
+
+
+def test_whom_no_member_can_read_is_told_so_alone():
+    ensemble = Ensemble(failures=10)
     for name, p in SAID.items():
         ensemble.members[name] = Chokes(p, ensemble.clock, {13}, None)
-    with pytest.raises(UnavailableError):
-        ensemble.scorer.score_queries([ask("q", 5), ask("q", 13)], ensemble.breakers)
-    assert ensemble.scorer.score_queries([ask("q", 5)], ensemble.breakers)[0].left_out == ()
+
+    async def main() -> list[Any]:
+        answer = partial(ensemble.scorer.score_queries, ask=ensemble.breakers)
+        batcher = Batcher(answer, max_queries=32, max_rows=10_000, max_waiting_rows=10_000)
+        return await asyncio.gather(*(batcher(query) for query in students(5, 13, 8)), return_exceptions=True)
+
+    five, thirteen, eight = asyncio.run(main())
+    assert isinstance(thirteen, UnavailableError)
+    assert (five.left_out, eight.left_out) == ((), ())
 
 
-def test_no_student_is_tried_alone_beyond_the_members_time():
-    ensemble = Ensemble(member_timeout_s=3.5)
-    ensemble.members["b"] = Chokes(0.6, ensemble.clock, {13}, None)
-    ensemble.members["b"].takes = 1.0
-    queries = [ask("q", length) for length in (1, 2, 3, 4, 13, 6, 7, 8)]
-    found = ensemble.scorer.score_queries(queries, ensemble.breakers)
-    assert ensemble.members["b"].asked == 4  # all, the first four, the others, the 13 and the 6
+def test_a_member_that_cannot_read_many_rests_and_is_not_asked_for_long():
+    ensemble = Ensemble(failures=2)
+    lengths = range(32)
+    ensemble.members["b"] = b = Chokes(0.6, ensemble.clock, set(lengths[::2]), None)
+    tries = []
+    for _ in range(3):
+        before = b.asked
+        found = ensemble.scorer.score_queries(students(*lengths), ensemble.breakers)
+        tries.append(b.asked - before)
+    assert tries == [1 + 4 * 5, 1 + 4 * 5, 0]
+    assert {scores.left_out for scores in found} == {("b",)}
+    ensemble.clock[0] = 20.0
+    ensemble.scorer.score_queries(students(*lengths), ensemble.breakers)
+    assert b.asked == sum(tries) + 1  # one batch decides, whole
+
+
+def test_who_is_looked_for_beyond_a_members_time_is_left_out_and_that_is_not_the_member_being_slow():
+    ensemble = Ensemble(member_timeout_s=2.5, failures=1)
+    ensemble.members["b"] = b = Chokes(0.6, ensemble.clock, {13}, None)
+    b.takes = 1.0
+    found = ensemble.scorer.score_queries(students(1, 2, 3, 4, 13, 6, 7, 8), ensemble.breakers)
+    assert b.asked == 3  # all, the first four, the others
     assert [scores.left_out for scores in found] == 4 * [()] + 4 * [("b",)]
+    assert ensemble.breakers.counts == {("b", "some"): 1, ("b", "error"): 1}
 
 
 def test_a_slow_answer_is_used_and_counts_as_a_failure_in_proportion_to_the_batch():
