@@ -38,8 +38,7 @@ class BreakerConfig(Config):
     member_timeout_s: float = Field(default=5.0, gt=0)
     """Time share of a member for a batch of up to 1,000 rows (events and targets); in proportion for larger ones."""
     failures: int = Field(default=3, ge=1)
-    """Batches in a row that fail (with all students, or more than are found in a few tries; or too slow) before it is not
-    asked."""
+    """Batches in a row that fail (with all students, or more than a few tries find; or too slow) before it is not asked."""
     rest_s: float = Field(default=10.0, gt=0)
     """How long it is not asked; then one batch decides."""
 
@@ -98,7 +97,7 @@ class Breakers:
         return found
 
     def _apart(self, model: Member, past: Rows, targets: Rows, until: float) -> tuple[_Heard, bool]:
-        """What a member that raised says of each half of the students, of halves of those with whom it raises, and so on.
+        """What a member that raised says of halves of the students, of halves of those with whom it raises, and so on.
 
         Args:
             until: when it is not asked any more.
