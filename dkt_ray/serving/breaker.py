@@ -38,9 +38,9 @@ class BreakerConfig(Config):
     member_timeout_s: float = Field(default=5.0, gt=0)
     """Time share of a member for a batch of up to 1,000 rows (events and targets); in proportion for larger ones."""
     failures: int = Field(default=3, ge=1)
-    """Batches in a row that fail (with all students, or more than a few tries find; or too slow) before it is not asked."""
+    """Batches in a row that fail (with all students, with more than a few tries find, or too slow) before it rests."""
     rest_s: float = Field(default=10.0, gt=0)
-    """How long it is not asked; then one batch decides."""
+    """How long it rests, that is, is not asked; then one batch decides."""
 
 
 class Breakers:
