@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
 from dkt_ray.models.dropout import Dropout
-from dkt_ray.models.layers import Attention, Block, FeedForward, Head, attend, join_heads, split_heads, state_at
+from dkt_ray.models.layers import (
+    Attention,
+    Block,
+    FeedForward,
+    Head,
+    Recurrence,
+    attend,
+    join_heads,
+    split_heads,
+    state_at,
+)
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
 
@@ -60,7 +70,7 @@ class OneQuery(nn.Module):
         self.feed_forward = FeedForward(D, config.inner, config.dropout)
         self.norm_1, self.norm_2 = nn.LayerNorm(D), nn.LayerNorm(D)
         self.drop = Dropout(config.dropout)
-        self.lstm = nn.LSTM(D, D, L, batch_first=True, dropout=config.dropout if L > 1 else 0.0)
+        self.lstm = Recurrence(D, L, config.dropout)
         self.start = nn.Parameter(torch.randn(D) * D**-0.5)
         self.head = Head(2 * D, numbers, D, config.dropout)
 
@@ -68,7 +78,7 @@ class OneQuery(nn.Module):
         """Past [B, T, D], targets [B, M, D] and their numbers [B, M, F] to logits [B, M]."""
         read = self.norm_1(target + self.drop(self._attend(past, target, visible)))
         read = self.norm_2(read + self.drop(self.feed_forward(read)))
-        states, _ = self.lstm(past)
+        states = self.lstm.states(past)
         states = torch.cat([self.start.expand(len(past), 1, -1), states], 1)
         return self.head(torch.cat([read, state_at(states, visible)], -1), numbers)
 

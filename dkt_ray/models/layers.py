@@ -21,6 +21,7 @@ from dkt_ray.models.dropout import Dropout
 from dkt_ray.models.lookup import look_up
 from dkt_ray.models.visible import read_past
 
+BLOCK: Final = 16  # past rows
 ANSWERS: Final = 4  # NO_ANSWER, WAS_WRONG, WAS_RIGHT, WAS_HIDDEN
 
 
@@ -132,6 +133,24 @@ class Head(nn.Module):
         """[B, M, inputs] and the targets' numbers [B, M, F] to logits [B, M]."""
         hidden = self.hidden(torch.cat([states, numbers], -1))
         return self.out(torch.cat([hidden, numbers], -1)).squeeze(-1)
+
+
+class Recurrence(nn.LSTM):
+    """LSTM layers of one width over [B, T, D]."""
+
+    def __init__(self, width: int, layers: int, dropout: float) -> None:
+        super().__init__(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+
+    def states(self, past: Tensor, start: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The hidden state after each past row, [B, T, D], from hidden and cell states [L, B, D]; None: from zeros.
+
+        oneDNN compiles a kernel for each shape, which takes three times as long as it runs; so who scores, whose shapes
+        are all different, has T filled up to a multiple of `BLOCK`. A state knows nothing of the rows after it.
+        """
+        if self.training:
+            return self(past, start)[0]
+        length = past.shape[1]
+        return self(F.pad(past, (0, 0, 0, -length % BLOCK)), start)[0][:, :length]
 
 
 class Attention(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
-from dkt_ray.models.layers import Head, state_at
+from dkt_ray.models.layers import Head, Recurrence, state_at
 from dkt_ray.models.network import Inputs, Network, SequenceConfig
 
 
@@ -51,7 +51,7 @@ class Lstm(Network):
         self.inputs = self.streams()
         self.start = nn.Parameter(torch.randn(2, L, D) * D**-0.5) if config.start != "zero" else None
         self.moved = nn.Linear(self.numbers, 2 * L * D) if config.start == "numbers" and self.numbers else None
-        self.lstm = nn.LSTM(D, D, L, batch_first=True, dropout=config.dropout if L > 1 else 0.0)
+        self.lstm = Recurrence(D, L, config.dropout)
         self.head = Head(2 * D, self.numbers, D, config.dropout)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
@@ -60,7 +60,7 @@ class Lstm(Network):
         start = past.new_zeros(2, *self.shape) if self.start is None else self.start
         start = start[:, :, None].expand(-1, -1, len(past), -1)
         hidden, cell = self._moved(start, batch.past_numbers[:, 0])
-        states, _ = self.lstm(past, (hidden.contiguous(), cell.contiguous()))
+        states = self.lstm.states(past, (hidden.contiguous(), cell.contiguous()))
         current = state_at(torch.cat([start[0, -1, :, None], states], 1), batch.visible)
         return self.head(torch.cat([current, self.inputs.target(batch)], -1), batch.target_numbers)
 

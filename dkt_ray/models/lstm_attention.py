@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dkt_ray.features.batch import SequenceBatch
 from dkt_ray.models.base import Between, Choice, Space
-from dkt_ray.models.layers import Head, join_heads, readable, split_heads, state_at
+from dkt_ray.models.layers import Head, Recurrence, join_heads, readable, split_heads, state_at
 from dkt_ray.models.network import AttentionConfig, Inputs, Network, SequenceConfig
 
 
@@ -49,7 +49,7 @@ class LstmAttention(Network):
         super().__init__(config, inputs)
         D = config.width
         self.inputs = self.streams()
-        self.lstm = nn.LSTM(D, D, config.layers, batch_first=True, dropout=config.dropout if config.layers > 1 else 0.0)
+        self.lstm = Recurrence(D, config.layers, config.dropout)
         self.start = nn.Parameter(torch.randn(D) * D**-0.5)
         self.memory_norm = nn.LayerNorm(D)
         self.query = nn.Linear(2 * D, D)
@@ -65,7 +65,7 @@ class LstmAttention(Network):
 
     def _memory(self, past: Tensor) -> Tensor:
         """States [B, T + 1, D]; state j has read the first j past rows, state 0 is learned."""
-        states, _ = self.lstm(past)
+        states = self.lstm.states(past)
         start = self.start.expand(len(past), 1, -1)
         return self.memory_norm(torch.cat([start, states + past], 1))
 

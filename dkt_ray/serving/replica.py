@@ -44,7 +44,7 @@ from dkt_ray.storage import open_store
 logger = logging.getLogger(__name__)
 
 STUCK_S: Final = 60.0  # a batch that runs longer than this takes its replica with it
-KERNELS: Final = 256  # that oneDNN keeps compiled, one a shape, 0.1 MB each; of its 1,024 few are met twice
+KERNELS: Final = 64  # that oneDNN keeps compiled, one a shape, 0.1 MB each; of its 1,024 few are met again
 
 
 class ReplicaError(DktError):

@@ -1,4 +1,4 @@
-"""LSTM: the state before the first past row."""
+"""LSTM: the state before the first past row, and the states of who scores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dkt_ray.features.batch import SequenceBatch
+from dkt_ray.models.layers import Recurrence
 from dkt_ray.models.lstm import Lstm
 from tests.sequence_batches import random_batch, small_network, without_numbers
 
@@ -48,3 +49,16 @@ def test_every_weight_of_every_start_is_trained(
     lstm(batch if numbers else without_numbers(batch)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in lstm.parameters())
     assert sum(name.startswith(("start", "moved")) for name, _ in lstm.named_parameters()) == parameters
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_who_scores_gets_the_states_of_who_trains(length: int) -> None:
+    torch.manual_seed(0)
+    lstm = Recurrence(8, 2, dropout=0.0)
+    past, start = torch.randn(3, length, 8), (torch.randn(2, 3, 8), torch.randn(2, 3, 8))
+    for begun in (None, start):
+        trained = lstm.train().states(past, begun)
+        scored = lstm.eval().states(past, begun)
+        assert scored.shape == (3, length, 8)
+        torch.testing.assert_close(scored, trained, rtol=0, atol=1e-6)
