@@ -34,7 +34,7 @@ demo: setup  ## From simulated answers to a served ensemble with a web page; Ctr
 	$(LOCAL_RAY) $(BIN)/dkt demo $(ARGS)
 
 test: setup  ## Every test that needs only Python packages, in two processes; others say what is missing
-	$(LOCAL_RAY) $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(LOCAL_RAY) $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 lint: setup  ## ruff, mypy, import-linter, size report
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 CHROMIUM = "/usr/bin/chromium"
 SERVERS = {"e2e", "integration"}  # folders: clusters and servers, which two at a time would be slow
@@ -41,12 +43,18 @@ def _namespaces() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(NAMESPACE, capture_output=True).returncode == 0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process."""
-    for item in items:
-        group = "servers" if item.path.parent.name in SERVERS else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadScopeScheduling):
+    """Which tests share a process; xdist's own `loadgroup` does nothing under pytest 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return "servers" if file.parent.name in SERVERS else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """For `-n 2 --dist loadscope`."""
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
