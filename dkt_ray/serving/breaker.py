@@ -83,8 +83,8 @@ class Breakers:
             if heard.why == "error" and self._failures[name] < self._config.failures:  # else this batch decides
                 heard, all_tried = self._apart(model, past, targets, started + self._config.member_timeout_s)
             missing = np.isnan(heard.said)
-            if missing.all():
-                self._failed(name, heard.why or "error")
+            if heard.why is not None and missing.all():  # of no target there is nothing either
+                self._failed(name, heard.why)
                 continue
             found.given[name] = heard.said
             if missing.any():

@@ -73,6 +73,12 @@ def test_whole_it_is_bit_equal_to_the_strict_path():
     assert (found.left_out, list(found.members), ensemble.breakers.counts) == ((), list("abc"), {})
 
 
+def test_who_is_asked_for_nothing_has_not_failed():
+    ensemble = Ensemble(failures=1)
+    found = ensemble.scorer.score_queries([Query(question=["q"], correct=[1], target=[])], ensemble.breakers)[0]
+    assert (len(found.probability), found.left_out, ensemble.breakers.counts) == (0, (), {})
+
+
 @pytest.mark.parametrize("bad", [RuntimeError, float("nan"), 1.5])
 @pytest.mark.parametrize("out", ["a", "bc", "ac"])
 def test_the_others_answer_with_their_weights_made_1_again(bad, out, caplog):
