@@ -53,9 +53,7 @@ class Breakers:
     """
 
     def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self.counts: Counter[tuple[str, str]] = (
-            Counter()
-        )  # (member, why): error, value, slow, resting, some; in batches
+        self.counts: Counter[tuple[str, str]] = Counter()  # batches by (member, why): error value slow resting some
         self._config = config
         self._clock = clock
         self._failures: Counter[str] = Counter()  # in a row
@@ -76,17 +74,17 @@ class Breakers:
         limit_s = self._config.member_timeout_s * max(1.0, (past.rows + targets.rows) / 1000)
         for name, model in members.items():
             started = self._clock()
-            heard, all_tried = _heard(model, past, targets), True
-            slow = self._clock() - started > limit_s
-            if heard.why is not None:
-                logger.warning("member %s: %s", name, heard.told)
-            if heard.why == "error" and self._failures[name] < self._config.failures:  # else this batch decides
-                heard, all_tried = self._apart(model, past, targets, started + self._config.member_timeout_s)
-            missing = np.isnan(heard.said)
-            if heard.why is not None and missing.all():  # of no target there is nothing either
-                self._failed(name, heard.why)
+            said, why, told = _heard(model, past, targets)
+            slow, all_tried = self._clock() - started > limit_s, True
+            if why is not None:
+                logger.warning("member %s: %s", name, told)
+            if why == "error" and self._failures[name] < self._config.failures:  # else this batch decides
+                said, all_tried = self._apart(model, past, targets, started + self._config.member_timeout_s)
+            missing = np.isnan(said)
+            if why is not None and missing.all():  # of no target there is nothing either
+                self._failed(name, why)
                 continue
-            found.given[name] = heard.said
+            found.given[name] = said
             if missing.any():
                 self.counts[name, "some"] += 1
                 found.missing[name] = missing
@@ -96,14 +94,14 @@ class Breakers:
                 self._failures[name] = 0
         return found
 
-    def _apart(self, model: Member, past: Rows, targets: Rows, until: float) -> tuple[_Heard, bool]:
+    def _apart(self, model: Member, past: Rows, targets: Rows, until: float) -> tuple[Probabilities, bool]:
         """What a member that raised says of halves of the students, of halves of those with whom it raises, and so on.
 
         Args:
             until: when it is not asked any more.
 
         Returns:
-            What it said, and whether all students whom it can read were found.
+            [M] what it said, NaN of whom that is nothing; and whether all students whom it can read were found.
         """
         students = len(targets.offsets) - 1
         said, waiting = np.full(targets.rows, np.nan), deque(_halves(0, students))
@@ -116,7 +114,7 @@ class Breakers:
                 waiting += _halves(start, stop)
             else:
                 said[targets.offsets[start] : targets.offsets[stop]] = heard.said
-        return _Heard(said, "error"), not waiting
+        return said, not waiting
 
     def _failed(self, name: str, why: str) -> None:
         self.counts[name, why] += 1
@@ -146,9 +144,8 @@ def _heard(model: Member, past: Rows, targets: Rows) -> _Heard:
     if not wrong.any():
         return _Heard(said)
     student = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
-    return _Heard(
-        np.where(np.isin(student, student[wrong]), np.nan, said), "value", "some answers are no probabilities"
-    )
+    unread = np.isin(student, student[wrong])
+    return _Heard(np.where(unread, np.nan, said), "value", "some answers are no probabilities")
 
 
 def _halves(start: int, stop: int) -> list[tuple[int, int]]:
